@@ -1,0 +1,89 @@
+"""The values that channel analysis hands to the later stages: layers, groups, the pruning graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+FIXED = -1
+"""Unit id of an index that always stays."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node with a constant weight that mixes channels: Conv, ConvTranspose, Gemm or MatMul.
+
+    ``in_units`` (C_in,) and ``out_units`` (C_out,) give the unit that lives at each index of
+    ``channel_axis`` of the input and output tensors; ``FIXED`` where the index always stays.
+    A depthwise Conv has ``groups == C_in`` and passes its input's units through.
+    """
+
+    name: str
+    op: str
+    input: str
+    weight: str
+    bias: str | None
+    output: str
+    weight_in_axis: int
+    weight_out_axis: int
+    channel_axis: int
+    groups: int
+    in_units: IntArray
+    out_units: IntArray
+
+
+@dataclass(frozen=True)
+class Group:
+    """Interchangeable units: they occupy the same axes of the same tensors.
+
+    ``units`` (p,) are global unit ids; the position in it is the unit's index within the group.
+    ``producers`` and ``consumers`` are names of layers; ``nodes`` all nodes that the units pass.
+    """
+
+    name: str
+    units: IntArray
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Units that can't be pruned, with the node and the op that pins them."""
+
+    name: str
+    channels: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class PruningGraph:
+    """A model with the unit of every index of every axis of every tensor.
+
+    ``model`` is the prepared model: constants folded into initializers, each initializer read by
+    one node input only, every node named. ``shapes`` are concrete, at batch 1. ``axes[tensor]``
+    has one entry for each axis of the tensor (constants and activations alike): an array (dim,)
+    of unit ids, or None where no index of the axis can go.
+    """
+
+    model: onnx.ModelProto
+    shapes: Mapping[str, tuple[int, ...]]
+    axes: Mapping[str, tuple[IntArray | None, ...]]
+    unit_count: int
+    layers: tuple[Layer, ...]
+    groups: tuple[Group, ...]
+    skipped: tuple[Skipped, ...]
+
+    def layer(self, name: str) -> Layer:
+        """The layer of that name; KeyError if there is none."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)

@@ -1,0 +1,42 @@
+"""Progress is an observer: silent by default, drawn by the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Stage(Protocol):
+    """One running stage of work."""
+
+    def advance(self, steps: int = 1) -> None:
+        """Report that ``steps`` more units of work are done."""
+
+
+class Progress(Protocol):
+    """Observer of long work; implement it to draw bars or to log."""
+
+    def stage(self, name: str, total: int) -> _StageContext:
+        """Open a stage of ``total`` steps, used as a context manager."""
+
+
+class _StageContext(Protocol):
+    def __enter__(self) -> Stage: ...
+
+    def __exit__(self, *exc: object) -> bool | None: ...
+
+
+class _Silent:
+    def advance(self, steps: int = 1) -> None:
+        del steps
+
+
+class SilentProgress:
+    """The default observer: says nothing."""
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Stage]:
+        """Open a stage that reports to nobody."""
+        del name, total
+        yield _Silent()
