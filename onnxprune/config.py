@@ -1,0 +1,263 @@
+"""What a run is asked to do: one frozen value, from options, from keywords, or from a TOML file."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+
+from onnxprune.errors import UsageError
+from onnxprune.select.budget import BUDGET_KINDS, Budget, parse_budget
+
+if TYPE_CHECKING:
+    import onnx
+
+    from onnxprune.evaluate.preprocess import Preprocess
+
+Method = Literal["stlp-ib", "sglp-ib", "lasso-ib", "l1", "l2", "bn-scale", "taylor", "fpgm", "random"]
+DataTerm = Literal["contribution", "hsic"]
+Recovery = Literal["none", "closed-form", "finetune"]
+Provider = Literal["auto", "cpu", "cuda"]
+
+METHODS: tuple[Method, ...] = get_args(Method)
+DATA_TERMS: tuple[DataTerm, ...] = get_args(DataTerm)
+RECOVERIES: tuple[Recovery, ...] = get_args(Recovery)
+PROVIDERS: tuple[Provider, ...] = get_args(Provider)
+
+SYNTHETIC = "synthetic"
+"""The DATA that stands for none: inputs drawn from a random generator, with a warning."""
+
+_CALLABLE_DATA = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_PATH_OPTIONS = ("model", "output", "data", "eval_data", "plan", "save_plan")
+_PREPROCESS_OPTIONS = ("mean", "std", "scale", "resize", "crop", "layout", "color")
+
+
+@dataclass(frozen=True)
+class CompressConfig:
+    """All options of one compression; ``inspect``, ``analyze`` and ``evaluate`` read a part of them.
+
+    ``model`` is a path, serialized bytes or a ModelProto. ``data`` and ``eval_data`` are what
+    the command line takes as DATA (a path, ``module:function``, ``synthetic``) or, from Python,
+    a data set object. ``budgets`` are upper bounds on the result, all to be met; ``max_drop`` is
+    in points (percent) of the main metric. Raises UsageError for values that make no sense.
+    """
+
+    model: str | PathLike[str] | bytes | onnx.ModelProto
+    data: object = SYNTHETIC
+    output: Path | None = None
+    budgets: tuple[Budget, ...] = ()
+    max_drop: float | None = None
+
+    method: Method = "stlp-ib"
+    data_term: DataTerm = "contribution"
+    recover: Recovery = "closed-form"
+
+    calibration: int = 512
+    """Number of calibration samples, drawn class-balanced."""
+    eval_data: object | None = None
+    split: float | None = None
+    """Share of ``data`` that calibration may draw from, the rest being for evaluation; None: all
+    that calibration leaves is for evaluation. Without effect where ``eval_data`` is given."""
+    preprocess: Preprocess | None = None
+    """None: images (uint8) are scaled to 0..1 and fitted to the input; float arrays go in as they are."""
+
+    keep: tuple[str, ...] = ()
+    """Globs over node names that are left alone."""
+    only: tuple[str, ...] = ()
+    """Globs over node names; where given, nothing else is pruned."""
+    round_to: int = 1
+    max_group_ratio: float = 0.9
+    """Largest share of a group's units that may go."""
+
+    seed: int = 0
+    provider: Provider = "auto"
+    threads: int = 0
+    """Threads of the runtime and of the algebra; 0: as many as there are cores."""
+    dry_run: bool = False
+    plan: Path | None = None
+    """A saved plan to apply instead of selecting."""
+    save_plan: Path | None = None
+    verify: bool = False
+    """Check the masked-equivalence oracle before recovery."""
+    force: bool = False
+    """Allow an existing output to be replaced."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense, each with the way out."""
+        _one_of("method", self.method, METHODS)
+        _one_of("data-term", self.data_term, DATA_TERMS)
+        _one_of("recover", self.recover, RECOVERIES)
+        _one_of("provider", self.provider, PROVIDERS)
+        _at_least("calibration", self.calibration, 1)
+        _at_least("round-to", self.round_to, 1)
+        _at_least("threads", self.threads, 0)
+        _at_least("seed", self.seed, 0)
+        if not (_is_number(self.max_group_ratio) and 0.0 < self.max_group_ratio <= 1.0):
+            raise UsageError(
+                f"--max-group-ratio {self.max_group_ratio} is not between 0 and 1",
+                hint="0.9 lets every group lose at most nine tenths of its channels",
+            )
+        if self.split is not None and not (_is_number(self.split) and 0.0 < self.split < 1.0):
+            raise UsageError(
+                f"--split {self.split} is not between 0 and 1",
+                hint="0.3 gives three tenths of DATA to calibration and evaluates on the rest",
+            )
+        if self.max_drop is not None and not (
+            _is_number(self.max_drop) and math.isfinite(self.max_drop) and self.max_drop >= 0.0
+        ):
+            raise UsageError(
+                f"--max-drop {self.max_drop} is not a number of points",
+                hint="1.0 allows top-1 to fall by at most one percentage point",
+            )
+        kinds = [budget.kind for budget in self.budgets]
+        for kind in kinds:
+            if kinds.count(kind) > 1:
+                raise UsageError(f"the {kind} budget is given twice", hint="keep the tighter one")
+
+    def budget(self, kind: str) -> Budget | None:
+        """The budget of that kind, if there is one."""
+        return next((budget for budget in self.budgets if budget.kind == kind), None)
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Self:
+        """A configuration from plain option values, as keywords or a TOML file give them.
+
+        Keys are field names or the names of the command line's options; ``macs``, ``params``,
+        ``size`` and ``latency`` become ``budgets``; ``preprocess`` may be a mapping. None means
+        "not given". Raises UsageError for unknown keys, with the nearest known one.
+        """
+        given = {_key(name): value for name, value in options.items() if value is not None}
+        _refuse_unknown(given, _option_names(), "option")
+        if "model" not in given:
+            raise UsageError("no model is given", hint="name the ONNX file to compress")
+        budgets = list(given.pop("budgets", ()))
+        budgets += [parse_budget(kind, given.pop(kind)) for kind in BUDGET_KINDS if kind in given]
+        values: dict[str, Any] = {name: _coerced(name, value) for name, value in given.items()}
+        return cls(budgets=tuple(budgets), **values)
+
+    @classmethod
+    def from_toml(cls, path: str | PathLike[str], flags: Mapping[str, Any] | None = None) -> Self:
+        """A configuration from a TOML file; ``flags`` win over what it says, option by option."""
+        return cls.from_options(merged_options(read_toml(path), flags or {}))
+
+
+def read_toml(path: str | PathLike[str]) -> dict[str, Any]:
+    """The options that a TOML file states, its keys checked and its paths made absolute.
+
+    Keys are the names of the command line's options, with ``-`` or ``_``; ``[preprocess]`` is a
+    table. Paths are relative to the file's own folder. Raises UsageError with the place.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"no such configuration file: {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"can't read the configuration file {path}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+    options = {_key(name): value for name, value in table.items()}
+    _refuse_unknown(options, _option_names() - {"budgets"}, f"key in {path}:")
+    if isinstance(options.get("preprocess"), Mapping):
+        options["preprocess"] = {_key(name): value for name, value in options["preprocess"].items()}
+        _refuse_unknown(options["preprocess"], set(_PREPROCESS_OPTIONS), f"key in {path}: [preprocess]")
+    for name in _PATH_OPTIONS:
+        if isinstance(options.get(name), str):
+            options[name] = _relative_to(path.parent, options[name])
+    return options
+
+
+def merged_options(base: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with what ``flags`` states in its place; ``preprocess`` is merged key by key."""
+    merged = {_key(name): value for name, value in base.items()}
+    for name, value in flags.items():
+        key = _key(name)
+        if value is None:
+            continue
+        if key == "preprocess" and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = {**merged[key], **{k: v for k, v in value.items() if v is not None}}
+        else:
+            merged[key] = value
+    return merged
+
+
+def _option_names() -> set[str]:
+    return {item.name for item in fields(CompressConfig)} | set(BUDGET_KINDS)
+
+
+def _key(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _refuse_unknown(given: Mapping[str, Any], known: set[str], what: str) -> None:
+    for name in given:
+        if name in known:
+            continue
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+        listed = ", ".join(sorted(known))
+        hint = f"did you mean {near[0].replace('_', '-')!r}?" if near else f"known: {listed}"
+        raise UsageError(f"unknown {what} {name.replace('_', '-')!r}", hint=hint)
+
+
+def _coerced(name: str, value: Any) -> Any:
+    """``value`` in the type of its field, where options and TOML write it more loosely."""
+    if name in ("output", "plan", "save_plan"):
+        if not isinstance(value, str | PathLike):
+            raise UsageError(f"--{name.replace('_', '-')} takes a path, not {value!r}")
+        return Path(value)
+    if name in ("keep", "only"):
+        globs = (value,) if isinstance(value, str) else tuple(value)
+        if not all(isinstance(glob, str) and glob for glob in globs):
+            raise UsageError(f"--{name} takes globs over node names, not {value!r}")
+        return globs
+    if name in ("dry_run", "verify", "force") and not isinstance(value, bool):
+        raise UsageError(f"{name.replace('_', '-')} is true or false, not {value!r}")
+    if name == "preprocess" and isinstance(value, Mapping):
+        return _preprocess(value)
+    return value
+
+
+def _preprocess(table: Mapping[str, Any]) -> Preprocess | None:
+    from onnxprune.evaluate.preprocess import Preprocess  # imports numpy and Pillow
+
+    given = {_key(name): value for name, value in table.items() if value is not None}
+    _refuse_unknown(given, set(_PREPROCESS_OPTIONS), "preprocessing option")
+    if not given:
+        return None
+    known = {item.name: item for item in fields(Preprocess)}
+    values = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if name in known
+    }
+    return Preprocess(**values)
+
+
+def _relative_to(folder: Path, text: str) -> str:
+    """``text`` as a path inside ``folder``, unless it is no path at all."""
+    if text == SYNTHETIC or _CALLABLE_DATA.fullmatch(text):
+        return text
+    return str(folder / text)
+
+
+def _one_of(option: str, value: object, known: tuple[str, ...]) -> None:
+    if value in known:
+        return
+    near = difflib.get_close_matches(str(value), known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UsageError(f"--{option} {value!r} is unknown", hint=f"{hint}known: {', '.join(known)}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _at_least(option: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UsageError(f"--{option} {value!r} is not a whole number of at least {least}")
