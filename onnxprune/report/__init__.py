@@ -1,0 +1,1 @@
+"""Reports: their schema, their JSON, their HTML page."""
