@@ -77,8 +77,8 @@ class CompressConfig:
 
     seed: int = 0
     provider: Provider = "auto"
-    threads: int = 0
-    """Threads of the runtime and of the algebra; 0: as many as there are cores."""
+    threads: int | None = None
+    """Threads of the runtime and of the algebra; None: as many as there are cores."""
     dry_run: bool = False
     plan: Path | None = None
     """A saved plan to apply instead of selecting."""
@@ -96,7 +96,8 @@ class CompressConfig:
         _one_of("provider", self.provider, PROVIDERS)
         _at_least("calibration", self.calibration, 1)
         _at_least("round-to", self.round_to, 1)
-        _at_least("threads", self.threads, 0)
+        if self.threads is not None:
+            _at_least("threads", self.threads, 1)
         _at_least("seed", self.seed, 0)
         if not (_is_number(self.max_group_ratio) and 0.0 < self.max_group_ratio <= 1.0):
             raise UsageError(
@@ -119,6 +120,14 @@ class CompressConfig:
         for kind in kinds:
             if kinds.count(kind) > 1:
                 raise UsageError(f"the {kind} budget is given twice", hint="keep the tighter one")
+
+    def check_goal(self) -> None:
+        """Raise UsageError where nothing says how far to compress."""
+        if not self.budgets and self.max_drop is None and self.plan is None:
+            raise UsageError(
+                "no budget is given",
+                hint="say how small with --macs 50%, --params, --size or --latency, or give --max-drop 1.0",
+            )
 
     def budget(self, kind: str) -> Budget | None:
         """The budget of that kind, if there is one."""

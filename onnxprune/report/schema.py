@@ -235,7 +235,7 @@ class BenchmarkReport:
 
     models: tuple[ModelBenchmark, ...]
     provider: str
-    threads: int
+    threads: int | None
     batch: int
     ratio: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()

@@ -1,0 +1,52 @@
+"""``onnxprune benchmark``: latency, throughput, memory and file size, side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .options import REPORTING, RUNTIME, command, option
+from .output import Output
+
+
+@command("benchmark")
+@click.argument("model", metavar="MODEL.onnx")
+@click.argument("other", metavar="[OTHER.onnx]", required=False)
+@option(
+    "Measurement", "--batch", type=int, default=1, metavar="N", show_default=True, help="Samples in a run."
+)
+@option(
+    "Measurement",
+    "--runs",
+    type=int,
+    default=50,
+    metavar="N",
+    show_default=True,
+    help="Measured runs of each model.",
+)
+@RUNTIME
+@REPORTING
+def benchmark(
+    model: str,
+    other: str | None,
+    batch: int,
+    runs: int,
+    json_path: str | None,
+    quiet: bool,
+    **runtime: Any,
+) -> None:
+    """Measure MODEL.onnx, side by side with OTHER.onnx where that is given."""
+    output = Output(json_path=json_path, quiet=quiet)
+
+    from onnxprune import pipeline
+
+    from . import tables
+
+    models = [model] if other is None else [model, other]
+    given = {name: value for name, value in runtime.items() if value is not None}
+    with output.progress() as progress:
+        report = pipeline.benchmark(models, batch=batch, runs=runs, progress=progress, **given)
+    output.report(report)
+    output.warn(report.warnings)
+    output.show(*tables.benchmarks(report))

@@ -1,0 +1,181 @@
+"""``onnxprune compress``: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxprune.config import DATA_TERMS, METHODS, RECOVERIES, CompressConfig
+from onnxprune.errors import UsageError
+
+from .options import (
+    CONFIG,
+    DATA_HELP,
+    PREPROCESSING,
+    REPORTING,
+    RUNTIME,
+    collect_config,
+    command,
+    default_of,
+    grouped,
+    option,
+)
+from .output import Output, check_writable, write_text
+
+BUDGETS = grouped(
+    option("Budgets", "--macs", metavar="B", help="At most these multiply-accumulates: 50%, 0.5, 12M."),
+    option("Budgets", "--params", metavar="B", help="At most these parameters: 40%, 300K."),
+    option("Budgets", "--size", metavar="B", help="At most this file size: 60%, 5MB."),
+    option("Budgets", "--latency", metavar="B", help="At most this latency, measured here: 70%, 4ms."),
+    option(
+        "Budgets",
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help="Lose at most this much top-1. Alone: remove as much as that allows.",
+    ),
+)
+
+METHOD = grouped(
+    option(
+        "Method",
+        "--method",
+        type=click.Choice(METHODS),
+        metavar="NAME",
+        help=f"How channels are chosen: {', '.join(METHODS)}. {default_of('method')}",
+    ),
+    option(
+        "Method",
+        "--data-term",
+        type=click.Choice(DATA_TERMS),
+        metavar="NAME",
+        help=f"What the lasso fits: {', '.join(DATA_TERMS)}. {default_of('data_term')}",
+    ),
+    option(
+        "Method",
+        "--recover",
+        type=click.Choice(RECOVERIES),
+        metavar="NAME",
+        help=f"How accuracy is given back: {', '.join(RECOVERIES)}. {default_of('recover')}",
+    ),
+    option("Method", "--seed", type=int, metavar="N", help=f"Random seed. {default_of('seed')}"),
+)
+
+DATA = grouped(
+    option("Data", "--data", metavar="DATA", help=DATA_HELP),
+    option(
+        "Data",
+        "--calibration",
+        type=int,
+        metavar="N",
+        help=f"Calibration samples, class-balanced. {default_of('calibration')}",
+    ),
+    option(
+        "Data", "--eval-data", metavar="DATA", help="Measure accuracy on this instead of on what is left."
+    ),
+    option(
+        "Data",
+        "--split",
+        type=float,
+        metavar="SHARE",
+        help="Share of DATA for calibration, the rest being for evaluation.",
+    ),
+)
+
+CHOICE = grouped(
+    option("Choice of channels", "--keep", multiple=True, metavar="GLOB", help="Leave these nodes alone."),
+    option("Choice of channels", "--only", multiple=True, metavar="GLOB", help="Prune these nodes only."),
+    option(
+        "Choice of channels",
+        "--round-to",
+        type=int,
+        metavar="N",
+        help=f"Keep multiples of N channels. {default_of('round_to')}",
+    ),
+    option(
+        "Choice of channels",
+        "--max-group-ratio",
+        type=float,
+        metavar="SHARE",
+        help=f"Remove at most this share of a group. {default_of('max_group_ratio')}",
+    ),
+)
+
+PLANS = grouped(
+    option("Plan", "--dry-run", is_flag=True, help="Print the plan and write no model."),
+    option("Plan", "--save-plan", metavar="FILE", help="Write the plan as JSON."),
+    option("Plan", "--plan", metavar="FILE", help="Apply this saved plan instead of choosing one."),
+    option("Plan", "--verify", is_flag=True, help="Check the pruned model against the masked original."),
+)
+
+
+@command("compress")
+@click.argument("model", metavar="MODEL.onnx", required=False)
+@BUDGETS
+@DATA
+@PREPROCESSING
+@METHOD
+@CHOICE
+@PLANS
+@RUNTIME
+@CONFIG
+@option("Output", "-o", "--output", metavar="FILE", help="The smaller model. [default: MODEL.pruned.onnx]")
+@option("Output", "--force", is_flag=True, help="Replace the output if it exists.")
+@option("Output", "--report", "html_path", metavar="FILE", help="Write a report as one HTML page.")
+@REPORTING
+def compress(
+    config_path: str | None, json_path: str | None, html_path: str | None, quiet: bool, **flags: Any
+) -> None:
+    """Remove channels from MODEL.onnx until every budget is met, and write a smaller model.
+
+    The input file is never touched.
+    """
+    config = collect_config(config_path, flags, needs_data=flags["plan"] is None)
+    config.check_goal()
+    target = output_path(config)
+    if not config.dry_run:
+        check_target(target, Path(str(config.model)), config.force)
+    output = Output(json_path=json_path, quiet=quiet)
+    for path, name in ((html_path, "--report"), (config.save_plan, "--save-plan")):
+        if path is not None:
+            check_writable(Path(path), name)
+
+    from onnxprune import pipeline
+
+    from . import tables
+
+    with output.progress() as progress:
+        result = pipeline.compress(config, progress=progress)
+    if config.save_plan is not None:
+        result.save_plan(config.save_plan)
+    report = result.report if config.dry_run else result.save(target, force=config.force)
+    output.report(report)
+    if html_path is not None:
+        from onnxprune.report.html import report_html
+
+        write_text(Path(html_path), report_html(report), "--report")
+    output.warn(report.warnings)
+    output.show(*tables.compression(report, plan_only=config.dry_run))
+
+
+def output_path(config: CompressConfig) -> Path:
+    """Where the smaller model goes: what ``-o`` says, or MODEL.pruned.onnx beside the input."""
+    if config.output is not None:
+        return config.output
+    source = Path(str(config.model))
+    return source.with_name(f"{source.stem}.pruned.onnx")
+
+
+def check_target(target: Path, source: Path, force: bool) -> None:
+    """Raise UsageError, before any work, where the output can't go where it is meant to go."""
+    check_writable(target, "-o")
+    if not target.exists():
+        return
+    if source.exists() and target.samefile(source):
+        raise UsageError(
+            f"{target} is the input, which is never overwritten", hint="choose another output with -o"
+        )
+    if not force:
+        raise UsageError(f"{target} exists", hint="choose another output with -o, or replace it with --force")

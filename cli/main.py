@@ -1,0 +1,102 @@
+"""The entry point: finds the command, turns errors into one line, a hint and an exit status."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from onnxprune.errors import OnnxPruneError
+
+from .analyze import analyze
+from .benchmark import benchmark
+from .compress import compress
+from .evaluate import evaluate
+from .inspect import inspect
+
+EXIT_BUG = 1
+EXIT_INTERRUPTED = 130
+COMMANDS = (compress, inspect, analyze, evaluate, benchmark)
+
+
+class _InOrder(click.Group):
+    """A group that lists its commands in the order of their definition."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(self.commands)
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    del param
+    if not value or ctx.resilient_parsing:
+        return
+    from onnxprune.version import package_version
+
+    click.echo(f"onnxprune {package_version()}")
+    ctx.exit()
+
+
+@click.group(
+    "onnxprune",
+    cls=_InOrder,
+    commands={command.name or "": command for command in COMMANDS},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    no_args_is_help=False,
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
+def group() -> None:
+    """Make trained ONNX classifiers smaller and faster by removing whole channels.
+
+    Exit status: 0 done, 1 a bug, 2 usage, 3 the model is refused, 4 a budget can't be met, 5 the data,
+    130 interrupted.
+    """
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status; errors are printed, never raised."""
+    settings: dict[str, Any] = {}
+    try:
+        status = group.main(
+            None if arguments is None else list(arguments),
+            prog_name="onnxprune",
+            obj=settings,
+            standalone_mode=False,
+        )
+    except OnnxPruneError as error:
+        return _fail(str(error), error.hint, error.exit_code, settings)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "onnxprune"
+        return _fail(error.format_message(), f"see {path} --help", error.exit_code, settings)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", "", EXIT_INTERRUPTED, settings)
+    except Exception as error:  # the last line of defence: whatever else is raised is a bug of ours
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        hint = "this is a bug in onnxprune; run again with --debug and report the traceback"
+        return _fail(f"internal error: {what}", hint, EXIT_BUG, settings)
+    return status if isinstance(status, int) else 0
+
+
+def main() -> NoReturn:
+    """Run the command line and end the process with its exit status."""
+    sys.exit(run())
+
+
+def _fail(message: str, hint: str, status: int, settings: dict[str, Any]) -> int:
+    if settings.get("debug"):
+        traceback.print_exc()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    return status

@@ -1,0 +1,177 @@
+"""Options that several commands share, and help pages with sections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, TypeVar, cast
+
+import click
+
+from onnxprune.config import PROVIDERS, CompressConfig, merged_options, read_toml
+from onnxprune.errors import UsageError
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+DATA_HELP = (
+    "A folder of class folders, a folder with labels.csv, an .npz or .parquet file, "
+    "module:function, or synthetic."
+)
+
+
+class SectionedOption(click.Option):
+    """An option that is listed under a heading of its command's help page."""
+
+    def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+
+class SectionedCommand(click.Command):
+    """A command whose help page lists its options by section, in the order of their definition."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one definition list for each section."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                sections.setdefault(getattr(parameter, "section", "Help"), []).append(record)
+        sections["Help"] = sections.pop("Help")
+        for section, records in sections.items():
+            with formatter.section(section):
+                formatter.write_dl(records)
+
+
+def command(name: str) -> Callable[[Callable[..., Any]], SectionedCommand]:
+    """Decorator: a command with sectioned help and ``-h``."""
+    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    return click.command(name, cls=SectionedCommand, context_settings=settings)
+
+
+def option(section: str, *names: str, **attributes: Any) -> Decorator:
+    """Decorator: an option under ``section``; as click.option otherwise."""
+    return click.option(*names, cls=SectionedOption, section=section, **attributes)
+
+
+def default_of(name: str) -> str:
+    """The default of a CompressConfig field, as help text."""
+    value = next(item.default for item in fields(CompressConfig) if item.name == name)
+    return f"[default: {value}]"
+
+
+def grouped(*decorators: Decorator) -> Callable[[Decorated], Decorated]:
+    """One decorator out of several; the first one comes first in the help."""
+
+    def decorate(function: Decorated) -> Decorated:
+        wrapped: Any = function
+        for decorator in reversed(decorators):
+            wrapped = decorator(wrapped)
+        return cast(Decorated, wrapped)  # click's decorators give back the function that they annotate
+
+    return decorate
+
+
+def _comma_list(kind: type[int] | type[float]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    def parse(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
+        del ctx
+        if text is None:
+            return None
+        try:
+            values = tuple(kind(part) for part in text.replace("x", ",").split(","))
+        except ValueError:
+            raise click.BadParameter(f"{text!r} is no list of numbers like 1,2,3", param=param) from None
+        return values[0] if len(values) == 1 else values
+
+    return parse
+
+
+def _enable_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    del param
+    if value:
+        ctx.ensure_object(dict)["debug"] = True
+
+
+PREPROCESSING = grouped(
+    option(
+        "Preprocessing",
+        "--scale",
+        type=float,
+        help="Multiply pixel values by this first (0.00392157 maps 0..255 to 0..1).",
+    ),
+    option(
+        "Preprocessing",
+        "--mean",
+        metavar="R,G,B",
+        callback=_comma_list(float),
+        help="Subtract this from every channel, after scaling.",
+    ),
+    option(
+        "Preprocessing",
+        "--std",
+        metavar="R,G,B",
+        callback=_comma_list(float),
+        help="Divide every channel by this, after subtracting the mean.",
+    ),
+    option("Preprocessing", "--resize", metavar="N|HxW", callback=_comma_list(int), help="Resize images."),
+    option("Preprocessing", "--crop", metavar="N|HxW", callback=_comma_list(int), help="Crop the centre."),
+    option("Preprocessing", "--layout", help="Order of the model's axes: nchw or nhwc."),
+    option("Preprocessing", "--color", help="Channels that the model expects: rgb, bgr or gray."),
+)
+
+RUNTIME = grouped(
+    option(
+        "Runtime",
+        "--provider",
+        type=click.Choice(PROVIDERS),
+        metavar="NAME",
+        help=f"Where models run: {', '.join(PROVIDERS)}. {default_of('provider')}",
+    ),
+    option("Runtime", "--threads", type=int, metavar="N", help="Threads to use; by default all cores."),
+)
+
+REPORTING = grouped(
+    option("Output", "--json", "json_path", metavar="FILE|-", help="Write the report as JSON; - is stdout."),
+    option("Output", "--quiet", is_flag=True, help="Print errors only."),
+    option(
+        "Output",
+        "--debug",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_enable_debug,
+        help="Print a traceback for errors.",
+    ),
+)
+
+CONFIG = option(
+    "Configuration",
+    "--config",
+    "config_path",
+    metavar="FILE",
+    help="Read options from a TOML file; flags win over it.",
+)
+
+PREPROCESS_NAMES = ("scale", "mean", "std", "resize", "crop", "layout", "color")
+
+
+def collect_config(
+    config_path: str | None, flags: Mapping[str, Any], *, needs_data: bool = True
+) -> CompressConfig:
+    """The configuration that a command's flags and its ``--config`` file make up.
+
+    Flags that were not given are None, False or empty, and leave the file's values alone.
+    """
+    given = {name: value for name, value in flags.items() if value not in (None, False, ())}
+    preprocess = {name: given.pop(name) for name in PREPROCESS_NAMES if name in given}
+    if preprocess:
+        given["preprocess"] = preprocess
+    options = merged_options(read_toml(config_path) if config_path is not None else {}, given)
+    if "model" not in options:
+        raise UsageError("no model is given", hint="name the ONNX file after the command")
+    if needs_data and "data" not in options:
+        raise UsageError(
+            "no data is given", hint="name some with --data; --data synthetic does without, less accurately"
+        )
+    return CompressConfig.from_options(options)
