@@ -73,20 +73,6 @@ def grouped(*decorators: Decorator) -> Callable[[Decorated], Decorated]:
     return decorate
 
 
-def _comma_list(kind: type[int] | type[float]) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    def parse(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
-        del ctx
-        if text is None:
-            return None
-        try:
-            values = tuple(kind(part) for part in text.replace("x", ",").split(","))
-        except ValueError:
-            raise click.BadParameter(f"{text!r} is no list of numbers like 1,2,3", param=param) from None
-        return values[0] if len(values) == 1 else values
-
-    return parse
-
-
 def _enable_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     del param
     if value:
@@ -98,26 +84,15 @@ PREPROCESSING = grouped(
         "Preprocessing",
         "--scale",
         type=float,
-        help="Multiply pixel values by this first (0.00392157 maps 0..255 to 0..1).",
+        metavar="X",
+        help="Multiply pixel values by this first. [default: 1/255, or 1 where mean or std are above 1]",
     ),
-    option(
-        "Preprocessing",
-        "--mean",
-        metavar="R,G,B",
-        callback=_comma_list(float),
-        help="Subtract this from every channel, after scaling.",
-    ),
-    option(
-        "Preprocessing",
-        "--std",
-        metavar="R,G,B",
-        callback=_comma_list(float),
-        help="Divide every channel by this, after subtracting the mean.",
-    ),
-    option("Preprocessing", "--resize", metavar="N|HxW", callback=_comma_list(int), help="Resize images."),
-    option("Preprocessing", "--crop", metavar="N|HxW", callback=_comma_list(int), help="Crop the centre."),
-    option("Preprocessing", "--layout", help="Order of the model's axes: nchw or nhwc."),
-    option("Preprocessing", "--color", help="Channels that the model expects: rgb, bgr or gray."),
+    option("Preprocessing", "--mean", metavar="R,G,B", help="Then subtract this from each channel."),
+    option("Preprocessing", "--std", metavar="R,G,B", help="Then divide each channel by this."),
+    option("Preprocessing", "--resize", metavar="N|HxW", help="Resize the shorter side to N, or both sides."),
+    option("Preprocessing", "--crop", metavar="N|HxW", help="Crop the centre, after resizing."),
+    option("Preprocessing", "--layout", metavar="NAME", help="Order of the model's axes: nchw or nhwc."),
+    option("Preprocessing", "--color", metavar="NAME", help="Channels the model expects: rgb, bgr or gray."),
 )
 
 RUNTIME = grouped(

@@ -134,8 +134,8 @@ def _figures(before: Figures, after: Figures) -> Table:
         )
     for name, value in before.metrics.items():
         if name in after.metrics:
-            new = after.metrics[name]
-            table.add_row(name, _percent(value, 2), _percent(new, 2), _points(new - value))
+            then = after.metrics[name]
+            table.add_row(name, _percent(value, 2), _percent(then, 2), _points(then - value))
     if after.fidelity is not None:
         table.add_row("agreement", "", _percent(after.fidelity.agreement, 2), "")
         table.add_row("KL divergence", "", f"{after.fidelity.kl:.4f}", "")

@@ -35,7 +35,6 @@ SYNTHETIC = "synthetic"
 
 _CALLABLE_DATA = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _PATH_OPTIONS = ("model", "output", "data", "eval_data", "plan", "save_plan")
-_PREPROCESS_OPTIONS = ("mean", "std", "scale", "resize", "crop", "layout", "color")
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class CompressConfig:
     """Share of ``data`` that calibration may draw from, the rest being for evaluation; None: all
     that calibration leaves is for evaluation. Without effect where ``eval_data`` is given."""
     preprocess: Preprocess | None = None
-    """None: images (uint8) are scaled to 0..1 and fitted to the input; float arrays go in as they are."""
+    """How samples become inputs; None: as the model's metadata says, else by the kind of the data."""
 
     keep: tuple[str, ...] = ()
     """Globs over node names that are left alone."""
@@ -173,9 +172,8 @@ def read_toml(path: str | PathLike[str]) -> dict[str, Any]:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
     options = {_key(name): value for name, value in table.items()}
     _refuse_unknown(options, _option_names() - {"budgets"}, f"key in {path}:")
-    if isinstance(options.get("preprocess"), Mapping):
-        options["preprocess"] = {_key(name): value for name, value in options["preprocess"].items()}
-        _refuse_unknown(options["preprocess"], set(_PREPROCESS_OPTIONS), f"key in {path}: [preprocess]")
+    if "preprocess" in options and not isinstance(options["preprocess"], Mapping):
+        raise UsageError(f"{path}: preprocess is a table", hint="write [preprocess] and its keys below")
     for name in _PATH_OPTIONS:
         if isinstance(options.get(name), str):
             options[name] = _relative_to(path.parent, options[name])
@@ -233,19 +231,10 @@ def _coerced(name: str, value: Any) -> Any:
 
 
 def _preprocess(table: Mapping[str, Any]) -> Preprocess | None:
-    from onnxprune.evaluate.preprocess import Preprocess  # imports numpy and Pillow
+    from onnxprune.evaluate.preprocess import Preprocess  # imports onnx
 
     given = {_key(name): value for name, value in table.items() if value is not None}
-    _refuse_unknown(given, set(_PREPROCESS_OPTIONS), "preprocessing option")
-    if not given:
-        return None
-    known = {item.name: item for item in fields(Preprocess)}
-    values = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in given.items()
-        if name in known
-    }
-    return Preprocess(**values)
+    return Preprocess.from_dict(given) if given else None
 
 
 def _relative_to(folder: Path, text: str) -> str:

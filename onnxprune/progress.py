@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -17,14 +17,8 @@ class Stage(Protocol):
 class Progress(Protocol):
     """Observer of long work; implement it to draw bars or to log."""
 
-    def stage(self, name: str, total: int) -> _StageContext:
+    def stage(self, name: str, total: int) -> AbstractContextManager[Stage]:
         """Open a stage of ``total`` steps, used as a context manager."""
-
-
-class _StageContext(Protocol):
-    def __enter__(self) -> Stage: ...
-
-    def __exit__(self, *exc: object) -> bool | None: ...
 
 
 class _Silent:
