@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from onnxprune.errors import UsageError
+
 from .options import REPORTING, RUNTIME, command, option
 from .output import Output
 
@@ -25,6 +27,12 @@ from .output import Output
     show_default=True,
     help="Measured runs of each model.",
 )
+@option(
+    "Measurement",
+    "--shape",
+    metavar="NxCxHxW",
+    help="Input shape, where the model leaves more than the batch free.",
+)
 @RUNTIME
 @REPORTING
 def benchmark(
@@ -32,12 +40,15 @@ def benchmark(
     other: str | None,
     batch: int,
     runs: int,
+    shape: str | None,
     json_path: str | None,
     quiet: bool,
     **runtime: Any,
 ) -> None:
     """Measure MODEL.onnx, side by side with OTHER.onnx where that is given."""
     output = Output(json_path=json_path, quiet=quiet)
+
+    sizes = None if shape is None else _sizes(shape)
 
     from onnxprune import pipeline
 
@@ -46,7 +57,17 @@ def benchmark(
     models = [model] if other is None else [model, other]
     given = {name: value for name, value in runtime.items() if value is not None}
     with output.progress() as progress:
-        report = pipeline.benchmark(models, batch=batch, runs=runs, progress=progress, **given)
+        report = pipeline.benchmark(models, batch=batch, runs=runs, shape=sizes, progress=progress, **given)
     output.report(report)
     output.warn(report.warnings)
     output.show(*tables.benchmarks(report))
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.lower().split("x"))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise UsageError(f"--shape {text!r} is no shape", hint="write it like 1x3x224x224")
+    return sizes

@@ -231,7 +231,7 @@ class ModelBenchmark:
 
 @dataclass(frozen=True)
 class BenchmarkReport:
-    """One or two models side by side; ``ratio`` is second over first (speed-up for latency > 1)."""
+    """Models side by side; where there are two, ``ratio`` is the second over the first, name by name."""
 
     models: tuple[ModelBenchmark, ...]
     provider: str

@@ -1,0 +1,90 @@
+"""Benchmark: latency, throughput, memory and file size of one model, or of two side by side."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from onnxprune.errors import UsageError
+from onnxprune.io.load import LoadedModel, load
+from onnxprune.profile.latency import random_inputs, time_sessions
+from onnxprune.profile.memory import peak_memory
+from onnxprune.profile.session import Session, open_session
+from onnxprune.progress import Progress, SilentProgress
+from onnxprune.report.schema import BenchmarkReport, Latency, ModelBenchmark, ModelFiles
+
+
+def benchmark(
+    models: Sequence[str | os.PathLike[str]],
+    *,
+    batch: int = 1,
+    runs: int = 50,
+    shape: Sequence[int] | None = None,
+    provider: str = "auto",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> BenchmarkReport:
+    """Measure model files on random inputs; see `measure_latency` for ``shape``.
+
+    ``ratio`` of the report is the second model over the first. Raises UsageError for options that
+    make no sense, ModelError for a model that is refused.
+    """
+    for name, value in (("batch", batch), ("runs", runs)):
+        if value < 1:
+            raise UsageError(f"--{name} {value} is not at least 1")
+    if not models:
+        raise UsageError("no model to measure")
+    progress = progress or SilentProgress()
+    loaded = [load(Path(model)) for model in models]
+    sessions = [open_session(item.model, provider=provider, threads=threads) for item in loaded]
+    latencies = time_sessions(sessions, batch=batch, runs=runs, shape=shape, progress=progress)
+    results = []
+    with progress.stage("measure memory", len(loaded)) as stage:
+        for item, session, latency in zip(loaded, sessions, latencies, strict=True):
+            results.append(_result(item, session, latency, batch, shape, threads))
+            stage.advance()
+    return BenchmarkReport(
+        models=tuple(results),
+        provider=sessions[0].provider,
+        threads=threads,
+        batch=batch if shape is None else shape[0],
+        ratio=_ratio(*results) if len(results) == 2 else {},
+    )
+
+
+def _result(
+    item: LoadedModel,
+    session: Session,
+    latency: Latency,
+    batch: int,
+    shape: Sequence[int] | None,
+    threads: int | None,
+) -> ModelBenchmark:
+    assert item.path is not None  # all were loaded from paths
+    inputs = random_inputs(session.inputs, batch=batch, shape=shape)
+    memory = peak_memory(
+        item.path,
+        inputs={name: (array.shape, array.dtype.name) for name, array in inputs.items()},
+        provider=session.provider,
+        threads=threads,
+    )
+    return ModelBenchmark(
+        model=ModelFiles(input=os.fspath(item.path), sha256={"input": item.sha256}),
+        latency=latency,
+        throughput=(batch if shape is None else shape[0]) * 1e3 / latency.mean_ms,
+        memory_bytes=memory,
+        bytes=sum(file.stat().st_size for file in item.files),
+    )
+
+
+def _ratio(first: ModelBenchmark, second: ModelBenchmark) -> dict[str, float]:
+    pairs = {
+        "latency_median": (first.latency.median_ms, second.latency.median_ms),
+        "latency_p90": (first.latency.p90_ms, second.latency.p90_ms),
+        "throughput": (first.throughput, second.throughput),
+        "bytes": (float(first.bytes), float(second.bytes)),
+    }
+    if first.memory_bytes and second.memory_bytes is not None:
+        pairs["memory_bytes"] = (float(first.memory_bytes), float(second.memory_bytes))
+    return {name: after / before for name, (before, after) in pairs.items() if before}
