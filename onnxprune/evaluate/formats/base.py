@@ -1,0 +1,143 @@
+"""What every data format offers: random access to raw samples, and labels."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from onnxprune.errors import DataError
+from onnxprune.evaluate.transform import Samples
+from onnxprune.graph.structure import IntArray
+
+IMAGE_SUFFIXES: Final = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"}
+)
+IMAGE_NAMES: Final = ("image", "images", "img", "imgs", "x", "data", "input", "inputs", "pixel_values")
+LABEL_NAMES: Final = (
+    "label",
+    "labels",
+    "y",
+    "class",
+    "classes",
+    "class_id",
+    "class_index",
+    "class_idx",
+    "target",
+    "targets",
+    "fine_label",
+    "category",
+)
+
+
+class Source(ABC):
+    """A data set as it lies on disk or in memory: ``len`` samples, read by index.
+
+    ``labels`` (n,) are class indices, or None. ``warnings`` are remarks for the report.
+    """
+
+    format: str = ""
+
+    def __init__(self, name: str, labels: IntArray | None, warnings: tuple[str, ...] = ()) -> None:
+        """Name it as the user did; ``labels`` (n,) or None."""
+        self.name = name
+        self.labels = labels
+        self.warnings = warnings
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    @abstractmethod
+    def read(self, indices: IntArray) -> Samples:
+        """Raw samples at ``indices``; DataError where one can't be read."""
+
+
+def decode(data: bytes | Path, name: str) -> Image.Image:
+    """A decoded image; DataError naming it where it is no image, broken, or absurdly large."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns on stderr at half the size at which it refuses.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
+            image.load()
+            return image
+    except FileNotFoundError as error:
+        raise DataError(f"no such image: {name}", hint="the folder changed while it was read") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"image {name} is too large to decode safely", hint="scale it down or remove it"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{name} is not an image that can be read", hint="remove or replace the file"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(
+            f"image {name} can't be decoded: {error}", hint="it may be cut short: remove or replace the file"
+        ) from error
+
+
+def as_labels(values: npt.NDArray[Any], where: str) -> IntArray:
+    """Class indices (n,) from a label array: integers, integral floats, a column, one-hot rows, or names.
+
+    Names become indices in sorted order, as for class folders. Raises DataError for anything else.
+    """
+    array = np.asarray(values)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim == 2 and array.shape[1] > 1 and _is_one_hot(array):
+        array = array.argmax(axis=1)
+    if array.ndim != 1:
+        raise DataError(
+            f"the labels of {where} have the shape {array.shape}", hint="give one class index for each sample"
+        )
+    if array.dtype.kind in "OUS":
+        return _from_texts([str(item) for item in array])
+    if array.dtype.kind == "f":
+        if not bool(np.all(np.isfinite(array) & (array == np.rint(array)))):
+            raise DataError(f"the labels of {where} are not whole numbers", hint="give class indices from 0")
+    elif array.dtype.kind not in "iub":
+        raise DataError(
+            f"the labels of {where} are {array.dtype}, not integers", hint="give class indices from 0"
+        )
+    labels = array.astype(np.int64)
+    if labels.size and labels.min() < 0:
+        raise DataError(
+            f"the labels of {where} include {labels.min()}",
+            hint="class indices start at 0; take unlabelled samples out, or leave all labels out",
+        )
+    return labels
+
+
+def pick_column(names: list[str], known: tuple[str, ...], what: str, where: str) -> str | None:
+    """The one name in ``names`` that is called like ``what``; None if there is none.
+
+    The order of ``known`` decides between several: ``label`` wins over ``fine_label``.
+    """
+    lowered = {name.strip().lower(): name for name in names}
+    if len(lowered) < len(names):
+        raise DataError(
+            f"{where} names a {what} twice in different cases", hint=f"its names: {', '.join(names)}"
+        )
+    return next((lowered[name] for name in known if name in lowered), None)
+
+
+def _is_one_hot(array: npt.NDArray[Any]) -> bool:
+    if array.dtype.kind not in "iufb":
+        return False
+    return bool(np.all((array == 0) | (array == 1)) and np.all(array.sum(axis=1) == 1))
+
+
+def _from_texts(texts: list[str]) -> IntArray:
+    texts = [text.strip() for text in texts]
+    try:
+        return as_labels(np.array([int(text) for text in texts], dtype=np.int64), "the data")
+    except ValueError:
+        return np.unique(np.array(texts), return_inverse=True)[1].astype(np.int64)

@@ -1,0 +1,193 @@
+"""Folders of image files: class folders, ``labels.csv``, or plain images without labels."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from onnxprune.errors import DataError
+from onnxprune.evaluate.formats.base import (
+    IMAGE_SUFFIXES,
+    LABEL_NAMES,
+    Source,
+    as_labels,
+    decode,
+    pick_column,
+)
+from onnxprune.evaluate.transform import Samples
+from onnxprune.graph.structure import IntArray
+
+LABELS_FILE = "labels.csv"
+_FILE_NAMES = ("file", "filename", "file_name", "path", "image", "img", "name")
+_SPLIT_NAMES = ("split", "subset", "partition")
+_USUAL_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
+
+
+class ImageFiles(Source):
+    """Image files, decoded when they are read."""
+
+    def __init__(
+        self,
+        name: str,
+        form: str,
+        files: list[Path],
+        labels: IntArray | None,
+        warnings: tuple[str, ...] = (),
+    ) -> None:
+        """Files in order, with ``labels`` (n,) or None; ``form`` names the kind of folder."""
+        super().__init__(name, labels, warnings)
+        self.format = form
+        self.files = files
+
+    def __len__(self) -> int:
+        """Number of files."""
+        return len(self.files)
+
+    def read(self, indices: IntArray) -> Samples:
+        """Decoded images, in their own sizes and modes."""
+        return [decode(self.files[index], str(self.files[index])) for index in indices]
+
+
+def open_folder(folder: Path, name: str, split: str | None) -> Source:
+    """A folder's images: by its ``labels.csv``, by its class folders, or plain.
+
+    ``split`` chooses by a split column of ``labels.csv``. Raises DataError where there are none.
+    """
+    if (folder / LABELS_FILE).is_file():
+        return _from_csv(folder, name, split)
+    classes = [item for item in _visible(folder) if item.is_dir() and _has_images(item)]
+    if classes:
+        names = [item.name for item in classes]
+        if len(names) > 1 and all(item.lower() in _USUAL_SPLITS for item in names):
+            raise DataError(
+                f"{name} holds the splits {', '.join(names)}", hint=f"choose one, such as --split {names[0]}"
+            )
+        return _from_classes(classes, name)
+    files = _images(folder, deep=False)
+    if not files:
+        raise DataError(
+            f"{name} holds no images",
+            hint="DATA is a folder of class folders, a folder with labels.csv, .npz, .npy, .parquet, "
+            "module:function or synthetic",
+        )
+    return ImageFiles(name, "images without labels", files, None)
+
+
+def _from_classes(classes: list[Path], name: str) -> Source:
+    names = [item.name for item in classes]
+    numbered = all(item.isascii() and item.isdigit() for item in names)
+    files: list[Path] = []
+    labels: list[int] = []
+    for position, folder in enumerate(classes):
+        found = _images(folder, deep=True)
+        files += found
+        labels += [int(folder.name) if numbered else position] * len(found)
+    warnings: tuple[str, ...] = ()
+    if not numbered:
+        warnings = (f"classes are numbered by the sorted names of the folders: 0 is '{names[0]}'",)
+    return ImageFiles(name, "class folders", files, np.array(labels, dtype=np.int64), warnings)
+
+
+def _from_csv(folder: Path, name: str, split: str | None) -> Source:
+    where = f"{name}/{LABELS_FILE}"
+    header, rows = _rows(folder / LABELS_FILE, where)
+    file_column = pick_column(header, _FILE_NAMES, "file column", where)
+    if file_column is None:
+        raise DataError(
+            f"{where} has no file column", hint=f"call one 'file'; its columns: {', '.join(header)}"
+        )
+    label_column = _label_column([item for item in header if item != file_column], where)
+    if split is not None:
+        rows = _of_split(header, rows, split, where)
+    listed = [row[header.index(file_column)].strip() for row in rows]
+    files = [folder / item for item in listed]
+    unknown = [item for item, path in zip(listed, files, strict=True) if not item or not path.is_file()]
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise DataError(
+            f"{where} lists files that do not exist: '{unknown[0]}'{more}",
+            hint="file names are relative to the folder; remove these rows or add the files",
+        )
+    if not files:
+        raise DataError(f"{where} lists no files", hint="give one row for each image: file,label")
+    texts = [row[header.index(label_column)].strip() for row in rows]
+    missing = sum(not text for text in texts)
+    if missing:
+        raise DataError(f"{where} has {missing} rows without a label", hint="label them or remove them")
+    labels = as_labels(np.array(texts), where)
+    twice = len(files) - len(set(files))
+    warnings = (f"{where} lists {twice} files more than once",) if twice else ()
+    return ImageFiles(name, LABELS_FILE, files, labels, warnings)
+
+
+def _rows(path: Path, where: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a CSV file; a file without header is taken as (file, label)."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            rows = [row for row in csv.reader(stream) if any(cell.strip() for cell in row)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{where} can't be read: {error}", hint="write it as CSV in UTF-8") from error
+    if not rows:
+        raise DataError(f"{where} is empty", hint="give one row for each image: file,label")
+    if len(rows[0]) == 2 and Path(rows[0][0].strip()).suffix.lower() in IMAGE_SUFFIXES:
+        rows.insert(0, ["file", "label"])
+    header = [cell.strip() for cell in rows[0]]
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != len(header):
+            raise DataError(
+                f"{where}: row {number} has {len(row)} cells, the header {len(header)}",
+                hint="quote cells that hold commas",
+            )
+    return header, rows[1:]
+
+
+def _label_column(columns: list[str], where: str) -> str:
+    exact = [column for column in columns if column.lower() in LABEL_NAMES]
+    ending = [column for column in columns if column.lower().endswith("_index")]
+    found = exact or ending or (columns if len(columns) == 1 else [])
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DataError(
+            f"{where} has several label columns: {', '.join(found)}", hint="call only one of them 'label'"
+        )
+    listed = ", ".join(columns) or "none but the file"
+    raise DataError(f"{where} has no label column", hint=f"call one 'label'; its columns: {listed}")
+
+
+def _of_split(header: list[str], rows: list[list[str]], split: str, where: str) -> list[list[str]]:
+    column = pick_column(header, _SPLIT_NAMES, "split column", where)
+    if column is None:
+        raise DataError(f"{where} has no split column", hint="choose rows with --split 0:300 instead")
+    index = header.index(column)
+    counts = Counter(row[index].strip() for row in rows)
+    if split not in counts:
+        raise DataError(f"{where} has no split '{split}'", hint=f"its splits: {', '.join(sorted(counts))}")
+    return [row for row in rows if row[index].strip() == split]
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        return sorted(item for item in folder.iterdir() if not item.name.startswith((".", "__")))
+    except OSError as error:
+        raise DataError(f"folder {folder} can't be read: {error}", hint="check its permissions") from error
+
+
+def _images(folder: Path, *, deep: bool) -> list[Path]:
+    found: list[Path] = []
+    for item in _visible(folder):
+        if item.is_dir():
+            found += _images(item, deep=True) if deep else []
+        elif item.suffix.lower() in IMAGE_SUFFIXES:
+            found.append(item)
+    return found
+
+
+def _has_images(folder: Path) -> bool:
+    return any(
+        _has_images(item) if item.is_dir() else item.suffix.lower() in IMAGE_SUFFIXES
+        for item in _visible(folder)
+    )
