@@ -1,0 +1,28 @@
+"""Rules that follow channels through ops: one small module for each family. Importing this registers them."""
+
+from onnxprune.graph.ops import (
+    convolution,
+    elementwise,
+    matmul,
+    movement,
+    normalization,
+    pooling,
+    reduction,
+    reshaping,
+    shape,
+)
+from onnxprune.graph.ops.registry import find_rule, ruled_ops
+
+__all__ = [
+    "convolution",
+    "elementwise",
+    "find_rule",
+    "matmul",
+    "movement",
+    "normalization",
+    "pooling",
+    "reduction",
+    "reshaping",
+    "ruled_ops",
+    "shape",
+]

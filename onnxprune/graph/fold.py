@@ -1,0 +1,242 @@
+"""Constant folding that changes nothing else: names, documentation strings and metadata stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from onnxprune.graph.shapes import Dim, infer_symbolic
+from onnxprune.graph.symbolic import Sizes, evaluate_sizes
+
+_LIMIT = 1 << 24
+"""Bytes up to which a folded value may be bigger than what it was computed from."""
+
+_LONGEST = 64
+"""Most elements of an integer vector that is taken for shape arithmetic."""
+
+_INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+
+# Folding these away would change what the model is: random numbers, and the quantisation it states.
+_KEPT = frozenset(
+    "Bernoulli DequantizeLinear DynamicQuantizeLinear Multinomial QuantizeLinear RandomNormal RandomNormalLike "
+    "RandomUniform RandomUniformLike".split()
+)
+
+
+def fold_constants(model: onnx.ModelProto) -> None:
+    """Replace, in place, what is computed from constants and stated shapes by initializers.
+
+    Shape arithmetic that only a dynamic batch keeps from being constant is replaced where it ends
+    in a Reshape: the target becomes a constant that copies or infers the batch.
+    """
+    before = -1
+    while before != len(model.graph.initializer):
+        before = len(model.graph.initializer)
+        shapes = infer_symbolic(model)
+        _fold_once(model, shapes)
+    remove_dead(model.graph)
+
+
+def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The bodies of an If, a Loop or a Scan."""
+    graphs = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
+    for attribute in node.attribute:
+        graphs.extend(attribute.graphs)
+    return graphs
+
+
+def captured(node: onnx.NodeProto) -> tuple[str, ...]:
+    """Names of the values that the node's bodies read from outside, sorted."""
+    names: set[str] = set()
+    for graph in subgraphs(node):
+        inside = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+        inside.update(name for inner in graph.node for name in inner.output)
+        for inner in graph.node:
+            names.update(name for name in (*inner.input, *captured(inner)) if name and name not in inside)
+        names.update(value.name for value in graph.output if value.name not in inside)
+    return tuple(sorted(names))
+
+
+def remove_dead(graph: onnx.GraphProto) -> None:
+    """Remove nodes and initializers that nothing reads; initializers that are also inputs stay."""
+    needed = {value.name for value in graph.output}
+    alive: list[onnx.NodeProto] = []
+    for node in reversed(graph.node):
+        if any(name in needed for name in node.output):
+            alive.append(node)
+            needed.update(name for name in (*node.input, *captured(node)) if name)
+    if len(alive) < len(graph.node):
+        kept = list(reversed(alive))
+        del graph.node[:]
+        graph.node.extend(kept)
+    needed.update(value.name for value in graph.input)
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name not in needed:
+            del graph.initializer[index]
+
+
+def _fold_once(model: onnx.ModelProto, shapes: Mapping[str, tuple[Dim, ...]]) -> None:
+    graph = model.graph
+    overridable = {value.name for value in graph.input}
+    tensors = {t.name: t for t in graph.initializer if t.name not in overridable}
+    outputs = {value.name for value in graph.output}
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
+    arithmetic: dict[str, Sizes] = {}
+
+    def read(name: str) -> Sizes | None:
+        if name in arithmetic or name not in tensors:
+            return arithmetic.get(name)
+        tensor = tensors[name]
+        if tensor.data_type not in _INTEGERS or len(tensor.dims) > 1 or sum(tensor.dims) > _LONGEST:
+            return None
+        return _as_sizes(numpy_helper.to_array(tensor))
+
+    local = {(function.domain, function.name) for function in model.functions}
+    kept: list[onnx.NodeProto] = []
+    for node in graph.node:
+        values = None
+        standard = node.domain in ("", "ai.onnx") and (node.domain, node.op_type) not in local
+        if standard and not any(name in outputs for name in node.output):
+            values = _node_values(node, opset, tensors, shapes)
+            sizes = evaluate_sizes(node, shapes, read) if values is None else None
+            if sizes is not None:
+                arithmetic[node.output[0]] = sizes
+                if all(isinstance(size, int) for size in sizes.ravel()):
+                    values = {node.output[0]: np.asarray(sizes, np.int64)}
+        if values is None:
+            kept.append(node)
+            if node.op_type == "Reshape" and standard:
+                _fix_reshape(node, graph, shapes, read)
+            continue
+        for name, value in values.items():
+            tensor = value if isinstance(value, onnx.TensorProto) else numpy_helper.from_array(value, name)
+            tensor.name = name
+            graph.initializer.append(tensor)
+            tensors[name] = graph.initializer[-1]
+    if len(kept) < len(graph.node):
+        del graph.node[:]
+        graph.node.extend(kept)
+
+
+_Values = dict[str, Any]
+
+
+def _node_values(
+    node: onnx.NodeProto,
+    opset: int,
+    tensors: Mapping[str, onnx.TensorProto],
+    shapes: Mapping[str, tuple[Dim, ...]],
+) -> _Values | None:
+    if node.op_type == "Constant":
+        return _constant(node)
+    given = [name for name in node.input if name]
+    if node.op_type in _KEPT or not all(name in tensors for name in given) or subgraphs(node):
+        return None
+    if not given and node.op_type != "ConstantOfShape":
+        return None
+    return _evaluate(node, opset, [tensors[name] for name in given], shapes)
+
+
+def _constant(node: onnx.NodeProto) -> _Values | None:
+    attribute = node.attribute[0] if len(node.attribute) == 1 else None
+    if attribute is None or attribute.ref_attr_name:
+        return None
+    name, value = node.output[0], onnx.helper.get_attribute_value(attribute)
+    if attribute.name == "value":
+        tensor = onnx.TensorProto()
+        tensor.CopyFrom(value)
+        return {name: tensor}
+    kinds: dict[str, Any] = {"value_int": np.int64, "value_ints": np.int64}
+    kinds |= {"value_float": np.float32, "value_floats": np.float32}
+    if attribute.name in kinds:
+        return {name: np.asarray(value, kinds[attribute.name])}
+    if attribute.name in ("value_string", "value_strings"):
+        return {name: np.asarray(value, np.object_)}
+    return None
+
+
+def _evaluate(
+    node: onnx.NodeProto,
+    opset: int,
+    inputs: Iterable[onnx.TensorProto],
+    shapes: Mapping[str, tuple[Dim, ...]],
+) -> _Values | None:
+    feeds: dict[str, npt.NDArray[Any]] = {tensor.name: numpy_helper.to_array(tensor) for tensor in inputs}
+    allowed = _LIMIT + 2 * sum(value.nbytes for value in feeds.values())
+    for name in node.output:
+        size = 8
+        for dim in shapes.get(name, ()):
+            size *= dim if isinstance(dim, int) else 1
+        if name and (name not in shapes or size > allowed):
+            return None
+    names = [name for name in node.output if name]
+    graph = onnx.helper.make_graph(
+        [node],
+        "fold",
+        [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in feeds],
+        [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in names],
+    )
+    single = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    try:
+        with np.errstate(all="ignore"):
+            results = ReferenceEvaluator(single).run(None, feeds)
+    except Exception:  # the evaluator raises whatever numpy does; an op it can't run just stays
+        return None
+    values = dict(zip(names, results, strict=True))
+    return values if all(isinstance(value, (np.ndarray, np.generic)) for value in values.values()) else None
+
+
+def _as_sizes(value: npt.NDArray[Any]) -> Sizes:
+    result = np.empty(value.shape, np.object_)
+    for index in np.ndindex(value.shape):
+        result[index] = int(value[index])
+    return result
+
+
+def _fix_reshape(
+    node: onnx.NodeProto,
+    graph: onnx.GraphProto,
+    shapes: Mapping[str, tuple[Dim, ...]],
+    read: Callable[[str], Sizes | None],
+) -> None:
+    if len(node.input) < 2 or any(tensor.name == node.input[1] for tensor in graph.initializer):
+        return
+    if any(attribute.name == "allowzero" and attribute.i for attribute in node.attribute):
+        return
+    target = None
+    wanted = read(node.input[1])
+    if wanted is not None:
+        target = _static_target(shapes.get(node.input[0]), list(wanted))
+    if target is None and 0 not in shapes.get(node.output[0], (0,)):
+        target = _static_target(shapes.get(node.input[0]), shapes[node.output[0]])
+    if target is None:
+        return
+    taken = {tensor.name for tensor in graph.initializer} | {name for other in graph.node for name in other.output}
+    name = unique_name(f"{node.output[0]}_shape", taken)
+    graph.initializer.append(numpy_helper.from_array(np.asarray(target, np.int64), name))
+    node.input[1] = name
+
+
+def _static_target(source: Sequence[Dim] | None, wanted: Sequence[Dim]) -> list[int] | None:
+    """A constant Reshape target for one with at most one size that is neither known nor copied."""
+    target = []
+    for axis, dim in enumerate(wanted):
+        copied = source is not None and axis < len(source) and source[axis] == dim
+        target.append(dim if isinstance(dim, int) else 0 if copied else -1)
+    return target if target.count(-1) <= 1 else None
+
+
+def unique_name(wanted: str, taken: set[str]) -> str:
+    """``wanted``, or with the first number behind it that makes it new; it is added to ``taken``."""
+    name, number = wanted, 0
+    while name in taken:
+        number += 1
+        name = f"{wanted}_{number}"
+    taken.add(name)
+    return name

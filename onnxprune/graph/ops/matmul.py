@@ -1,0 +1,77 @@
+"""Gemm and MatMul with a constant weight."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxprune.graph.labels import Labels
+from onnxprune.graph.ops.context import Context
+from onnxprune.graph.ops.elementwise import combine
+from onnxprune.graph.ops.registry import NoRule, rule
+
+
+@rule("Gemm")
+def gemm(ctx: Context) -> None:
+    """Y = alpha A' B' + beta C: consume A's columns on B, start an atom for each column of Y."""
+    if not ctx.is_constant(1):
+        raise NoRule("its weight is computed")
+    in_axis, out_axis = (1, 0) if ctx.attribute("transB", 0) else (0, 1)
+    channel_axis = 0 if ctx.attribute("transA", 0) else 1
+    out_shape = ctx.out_shape()
+    incoming = ctx.channels(ctx.labels(0), channel_axis, "its input's rows carry channels")
+    outgoing = ctx.atoms.fresh(out_shape[1], removable=True)
+    ctx.bind_axis(1, in_axis, incoming)
+    ctx.bind_axis(1, out_axis, outgoing)
+    result = Labels.along(out_shape, 1, outgoing)
+    if ctx.has(2):
+        result = combine(ctx, [2], result)
+    ctx.add_layer(
+        data=0,
+        weight=1,
+        bias=2,
+        weight_axes=(in_axis, out_axis),
+        channel_axis=channel_axis,
+        groups=1,
+        ids=(incoming, outgoing),
+    )
+    ctx.emit(0, result)
+
+
+@rule("MatMul")
+def matmul(ctx: Context) -> None:
+    """Consume the contracted axis on the constant side, start atoms on the axis it brings.
+
+    Channels on an axis that is not contracted pass, and no new atoms start.
+    """
+    if ctx.is_constant(0) == ctx.is_constant(1):
+        raise NoRule("it multiplies two activations")
+    data, weight = (1, 0) if ctx.is_constant(0) else (0, 1)
+    source, matrix, out_shape = ctx.labels(data), ctx.shape(weight), ctx.out_shape()
+    rank = len(source.shape)
+    if len(matrix) < 2 or len(matrix) > rank or any(size != 1 for size in matrix[:-2]):
+        raise NoRule("its weight is not one matrix")
+    if rank < 2 and data == 1:
+        raise NoRule("its input is a vector on the right")
+    rows, columns = len(matrix) - 2, len(matrix) - 1
+    in_axis, out_axis = (rows, columns) if data == 0 else (columns, rows)
+    channel_axis = rank - 1 if data == 0 else rank - 2
+    if source.varying and channel_axis not in source.varying:
+        incoming = np.full(matrix[in_axis], -1, np.int64)
+        outgoing = np.full(matrix[out_axis], -1, np.int64)
+        result = Labels(out_shape, source.core)
+    else:
+        incoming = ctx.channels(source, channel_axis, "its input carries channels on another axis")
+        outgoing = ctx.atoms.fresh(matrix[out_axis], removable=True)
+        ctx.bind_axis(weight, in_axis, incoming)
+        ctx.bind_axis(weight, out_axis, outgoing)
+        result = Labels.along(out_shape, channel_axis, outgoing)
+    ctx.add_layer(
+        data=data,
+        weight=weight,
+        bias=None,
+        weight_axes=(in_axis, out_axis),
+        channel_axis=channel_axis,
+        groups=1,
+        ids=(incoming, outgoing),
+    )
+    ctx.emit(0, result)

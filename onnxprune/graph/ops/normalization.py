@@ -1,0 +1,88 @@
+"""Normalisations: statistics of one channel pass its label, statistics over channels pin it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnxprune.graph.labels import Labels
+from onnxprune.graph.ops.context import Context
+from onnxprune.graph.ops.elementwise import meet, narrow
+from onnxprune.graph.ops.registry import NoRule, rule
+
+
+def scale_channels(ctx: Context, labels: Labels, parameters: Sequence[int]) -> Labels:
+    """Tie inputs of shape (C,) to axis 1 of ``labels``: constants take its labels, others are merged."""
+    rank = len(labels.shape)
+    view = (labels.shape[1],) + (1,) * (rank - 2)
+    for index in parameters:
+        if ctx.is_constant(index):
+            bound = narrow(labels, view)
+            ctx.bind(index, Labels(ctx.shape(index), bound.core.reshape(-1)))
+        else:
+            parameter = ctx.labels(index)
+            core = parameter.core.reshape((-1,) + (1,) * (rank - 2))
+            labels = meet(ctx, labels, Labels(view, core))
+    return labels
+
+
+@rule("BatchNormalization")
+def batch_normalization(ctx: Context) -> None:
+    """With fixed statistics: a scale and a shift of each channel."""
+    if ctx.attribute("training_mode", 0) or any(ctx.used(index) for index in range(1, len(ctx.node.output))):
+        raise NoRule("it is in training mode")
+    if not ctx.attribute("spatial", 1):
+        raise NoRule("it has statistics for each position")
+    ctx.emit(0, scale_channels(ctx, ctx.labels(0), range(1, 5)))
+
+
+@rule("InstanceNormalization")
+def instance_normalization(ctx: Context) -> None:
+    """Statistics of each channel over its positions, then a scale and a shift of each channel."""
+    labels = ctx.labels(0)
+    labels = ctx.uniform(labels, range(2, len(labels.shape)), "it normalises over channels")
+    ctx.emit(0, scale_channels(ctx, labels, (1, 2)))
+
+
+@rule("LayerNormalization", "RMSNormalization")
+def layer_normalization(ctx: Context) -> None:
+    """Statistics over all axes from ``axis`` on: channels on an earlier axis pass."""
+    labels = ctx.labels(0)
+    rank = len(labels.shape)
+    first = ctx.axis(int(ctx.attribute("axis", -1)), rank)
+    labels = ctx.uniform(labels, range(first, rank), "it normalises over channels")
+    for index in (1, 2):
+        if ctx.is_constant(index):
+            ctx.bind(index, narrow(labels, ctx.shape(index)))
+        elif ctx.has(index):
+            labels = meet(ctx, labels, ctx.labels(index))
+    ctx.emit(0, labels)
+    for index in (1, 2):
+        if ctx.emits(index):
+            ctx.emit(index, Labels(ctx.out_shape(index), labels.core))
+
+
+@rule("LogSoftmax", "Softmax", "Hardmax")
+def softmax(ctx: Context) -> None:
+    """Normalises along one axis; before opset 13 over all axes from ``axis`` on."""
+    labels = ctx.labels(0)
+    rank = len(labels.shape)
+    axis = ctx.axis(int(ctx.attribute("axis", -1 if ctx.opset >= 13 else 1)), rank)
+    axes = [axis] if ctx.opset >= 13 else range(axis, rank)
+    ctx.emit(0, ctx.uniform(labels, axes, "it normalises over channels"))
+
+
+@rule("LpNormalization")
+def lp_normalization(ctx: Context) -> None:
+    """Normalises along one axis."""
+    labels = ctx.labels(0)
+    axis = ctx.axis(int(ctx.attribute("axis", -1)), len(labels.shape))
+    ctx.emit(0, ctx.uniform(labels, [axis], "it normalises over channels"))
+
+
+@rule("MeanVarianceNormalization")
+def mean_variance_normalization(ctx: Context) -> None:
+    """Normalises over the axes named, (0, 2, 3) unless stated."""
+    labels = ctx.labels(0)
+    rank = len(labels.shape)
+    axes = [ctx.axis(axis, rank) for axis in ctx.attribute("axes", (0, 2, 3))]
+    ctx.emit(0, ctx.uniform(labels, axes, "it normalises over channels"))

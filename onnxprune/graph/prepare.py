@@ -1,0 +1,104 @@
+"""Bring a model into the form that channel analysis and rewriting work on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import onnx
+
+from onnxprune.errors import ModelError
+from onnxprune.graph.fold import captured, fold_constants, remove_dead, unique_name
+
+_CLONE = "::"
+
+
+def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of ``model`` with constants folded, nodes named, and every initializer read once.
+
+    Names of inputs, outputs, values and (where they are unique) nodes stay, and so do opset imports,
+    the IR version and all metadata; inner shapes that the file states are dropped, they would go
+    stale. IR 3 becomes IR 4, which may hold constants that aren't inputs.
+
+    Raises:
+        ModelError: the model has no graph, or its nodes aren't in an order that can be run.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    if not graph.node:
+        raise ModelError("the model has no nodes", hint="give the ONNX file of a trained network")
+    del graph.value_info[:]
+    _check_order(graph)
+    if result.ir_version < 4:
+        _unlist_initializers(graph)
+        result.ir_version = 4
+    fold_constants(result)
+    _name_nodes(graph)
+    _read_once(graph)
+    remove_dead(graph)
+    return result
+
+
+def initializer_origin(name: str, names: Collection[str]) -> str:
+    """The initializer that ``name`` was cloned from, or ``name`` itself; ``names`` are all initializers."""
+    origin, mark, number = name.rpartition(_CLONE)
+    return origin if mark and number.isdigit() and origin in names else name
+
+
+def _check_order(graph: onnx.GraphProto) -> None:
+    known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    known.update(tensor.values.name for tensor in graph.sparse_initializer)
+    for node in graph.node:
+        for name in node.input:
+            if name and name not in known:
+                raise ModelError(
+                    f"node '{node.name or node.op_type}' reads '{name}' before anything computes it",
+                    hint="check the file with onnx.checker.check_model; its nodes must be in running order",
+                )
+        for name in node.output:
+            if name and name in known:
+                raise ModelError(
+                    f"'{name}' is computed twice", hint="check the file with onnx.checker.check_model"
+                )
+            known.add(name)
+
+
+def _unlist_initializers(graph: onnx.GraphProto) -> None:
+    """Before IR 4 every initializer had to be listed as an input; it was a constant all the same."""
+    names = {tensor.name for tensor in graph.initializer}
+    kept = [value for value in graph.input if value.name not in names]
+    if len(kept) < len(graph.input):
+        del graph.input[:]
+        graph.input.extend(kept)
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    taken = {node.name for node in graph.node if node.name}
+    seen: set[str] = set()
+    for index, node in enumerate(graph.node):
+        if not node.name or node.name in seen:
+            node.name = unique_name(node.name or f"{node.op_type}_{index}", taken)
+        seen.add(node.name)
+
+
+def _read_once(graph: onnx.GraphProto) -> None:
+    """Give every node input its own initializer; what subgraphs or outputs read keeps its name."""
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    taken = set(tensors) | {value.name for value in graph.input}
+    taken.update(name for node in graph.node for name in node.output)
+    read = {value.name for value in graph.output}
+    read.update(name for node in graph.node for name in captured(node))
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if name not in tensors:
+                continue
+            if name in read:
+                number = 1
+                while f"{name}{_CLONE}{number}" in taken:
+                    number += 1
+                clone = graph.initializer.add()
+                clone.CopyFrom(tensors[name])
+                clone.name = f"{name}{_CLONE}{number}"
+                taken.add(clone.name)
+                node.input[index] = clone.name
+            read.add(name)
