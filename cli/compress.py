@@ -16,6 +16,7 @@ from .options import (
     PREPROCESSING,
     REPORTING,
     RUNTIME,
+    SPLIT_HELP,
     collect_config,
     command,
     default_of,
@@ -72,15 +73,13 @@ DATA = grouped(
         metavar="N",
         help=f"Calibration samples, class-balanced. {default_of('calibration')}",
     ),
-    option(
-        "Data", "--eval-data", metavar="DATA", help="Measure accuracy on this instead of on what is left."
-    ),
+    option("Data", "--eval-data", metavar="DATA", help="Measure accuracy on this. [default: DATA]"),
+    option("Data", "--split", metavar="PART", help=SPLIT_HELP),
     option(
         "Data",
-        "--split",
-        type=float,
-        metavar="SHARE",
-        help="Share of DATA for calibration, the rest being for evaluation.",
+        "--eval-split",
+        metavar="PART",
+        help="As --split, for the evaluation data. [default: what calibration leaves]",
     ),
 )
 

@@ -6,13 +6,24 @@ from typing import Any
 
 import click
 
-from .options import CONFIG, DATA_HELP, PREPROCESSING, REPORTING, RUNTIME, collect_config, command, option
+from .options import (
+    CONFIG,
+    DATA_HELP,
+    PREPROCESSING,
+    REPORTING,
+    RUNTIME,
+    SPLIT_HELP,
+    collect_config,
+    command,
+    option,
+)
 from .output import Output
 
 
 @command("evaluate")
 @click.argument("model", metavar="MODEL.onnx", required=False)
 @option("Data", "--data", metavar="DATA", help=DATA_HELP)
+@option("Data", "--split", metavar="PART", help=SPLIT_HELP)
 @option("Data", "--against", metavar="MODEL", help="Compare with this model, sample by sample.")
 @PREPROCESSING
 @RUNTIME

@@ -18,6 +18,7 @@ DATA_HELP = (
     "A folder of class folders, a folder with labels.csv, an .npz or .parquet file, "
     "module:function, or synthetic."
 )
+SPLIT_HELP = "Use this part of DATA: a name (train), a range of rows (:300), or both (train[:1000])."
 
 
 class SectionedOption(click.Option):

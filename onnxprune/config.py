@@ -60,9 +60,11 @@ class CompressConfig:
     calibration: int = 512
     """Number of calibration samples, drawn class-balanced."""
     eval_data: object | None = None
-    split: float | None = None
-    """Share of ``data`` that calibration may draw from, the rest being for evaluation; None: all
-    that calibration leaves is for evaluation. Without effect where ``eval_data`` is given."""
+    split: str | None = None
+    """Part of ``data``: a name (``train``), a range of rows (``:300``), or both (``train[:1000]``)."""
+    eval_split: str | None = None
+    """Part of ``eval_data``, or of ``data`` where there is no ``eval_data``. Where neither is given,
+    what calibration leaves of ``data`` is for evaluation."""
     preprocess: Preprocess | None = None
     """How samples become inputs; None: as the model's metadata says, else by the kind of the data."""
 
@@ -102,11 +104,6 @@ class CompressConfig:
             raise UsageError(
                 f"--max-group-ratio {self.max_group_ratio} is not between 0 and 1",
                 hint="0.9 lets every group lose at most nine tenths of its channels",
-            )
-        if self.split is not None and not (_is_number(self.split) and 0.0 < self.split < 1.0):
-            raise UsageError(
-                f"--split {self.split} is not between 0 and 1",
-                hint="0.3 gives three tenths of DATA to calibration and evaluates on the rest",
             )
         if self.max_drop is not None and not (
             _is_number(self.max_drop) and math.isfinite(self.max_drop) and self.max_drop >= 0.0
