@@ -8,8 +8,8 @@ import onnx
 
 from onnxprune.graph.fold import captured
 from onnxprune.graph.labels import Labels
-from onnxprune.graph.ops.context import Context, State
 from onnxprune.graph.ops import find_rule
+from onnxprune.graph.ops.context import Context, State
 from onnxprune.graph.ops.registry import NoRule
 from onnxprune.graph.prepare import prepare
 from onnxprune.graph.shapes import infer_concrete
@@ -73,7 +73,9 @@ def _start(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Sta
             readers.setdefault(name, []).append(node)
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     state = State(
-        opset=max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1),
+        opset=max(
+            (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1
+        ),
         shapes=shapes,
         initializers=initializers,
         readers=readers,

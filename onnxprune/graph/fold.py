@@ -24,8 +24,17 @@ _INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 
 # Folding these away would change what the model is: random numbers, and the quantisation it states.
 _KEPT = frozenset(
-    "Bernoulli DequantizeLinear DynamicQuantizeLinear Multinomial QuantizeLinear RandomNormal RandomNormalLike "
-    "RandomUniform RandomUniformLike".split()
+    [
+        "Bernoulli",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "Multinomial",
+        "QuantizeLinear",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+    ]
 )
 
 
@@ -217,7 +226,9 @@ def _fix_reshape(
         target = _static_target(shapes.get(node.input[0]), shapes[node.output[0]])
     if target is None:
         return
-    taken = {tensor.name for tensor in graph.initializer} | {name for other in graph.node for name in other.output}
+    taken = {tensor.name for tensor in graph.initializer} | {
+        name for other in graph.node for name in other.output
+    }
     name = unique_name(f"{node.output[0]}_shape", taken)
     graph.initializer.append(numpy_helper.from_array(np.asarray(target, np.int64), name))
     node.input[1] = name

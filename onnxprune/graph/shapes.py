@@ -14,7 +14,8 @@ Dim = int | str
 _SMALL = 1024
 """Initializers of at most this many elements take part in shape inference by value."""
 
-_GUESSES = {1: (224, 299, 256, 128, 64, 32, 16), 2: (224, 299, 256, 128, 64, 32, 16), 3: (224, 299, 256, 128, 64, 32)}
+_GUESSES = (224, 299, 256, 128, 64, 32, 16)
+"""Sizes tried for dynamic axes other than the batch; image sizes and sequence lengths alike."""
 
 
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -63,7 +64,7 @@ def infer_concrete(
     initializers = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initializers]
     _check_given(inputs, input_shapes or {})
-    rest: list[list[onnx.TensorShapeProto.Dimension]] = []
+    rest: list[onnx.TensorShapeProto.Dimension] = []
     names = {value.name for value in inputs}
     for value in bare.graph.input:
         if value.name not in names or not value.type.HasField("tensor_type"):
@@ -72,26 +73,20 @@ def infer_concrete(
         tensor = value.type.tensor_type
         if given is not None and not tensor.HasField("shape"):
             tensor.shape.dim.extend(onnx.TensorShapeProto.Dimension() for _ in given)
-        unknown = []
         for axis, dim in enumerate(tensor.shape.dim):
             if given is not None:
                 dim.dim_value = given[axis]
             elif dim.dim_value <= 0 and axis == 0:
                 dim.dim_value = 1
             elif dim.dim_value <= 0:
-                unknown.append(dim)
-        if unknown:
-            rest.append(unknown)
+                rest.append(dim)
     for value in bare.graph.output:
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.ClearField("shape")
     best: dict[str, tuple[int, ...]] = {}
-    tries = max((len(_GUESSES[min(len(dims), 3)]) for dims in rest), default=1)
-    for attempt in range(tries):
-        for dims in rest:
-            sizes = _GUESSES[min(len(dims), 3)]
-            for dim in dims:
-                dim.dim_value = sizes[min(attempt, len(sizes) - 1)]
+    for guess in _GUESSES if rest else _GUESSES[:1]:
+        for dim in rest:
+            dim.dim_value = guess
         found = {name: shape for name, dims in _infer(bare).items() if (shape := _concrete(dims)) is not None}
         if len(found) > len(best):
             best = found
@@ -102,7 +97,9 @@ def _check_given(inputs: Sequence[onnx.ValueInfoProto], given: Mapping[str, Sequ
     stated = {value.name: value for value in inputs}
     for name, shape in given.items():
         if name not in stated:
-            raise UsageError(f"the model has no input '{name}'", hint=f"its inputs are {', '.join(sorted(stated))}")
+            raise UsageError(
+                f"the model has no input '{name}'", hint=f"its inputs are {', '.join(sorted(stated))}"
+            )
         if not stated[name].type.tensor_type.HasField("shape"):
             continue
         dims = stated[name].type.tensor_type.shape.dim
@@ -112,7 +109,9 @@ def _check_given(inputs: Sequence[onnx.ValueInfoProto], given: Mapping[str, Sequ
         )
         if not fits:
             wanted = ", ".join(str(dim.dim_value or dim.dim_param or "?") for dim in dims)
-            raise UsageError(f"input '{name}' can't take the shape {list(shape)}", hint=f"it takes ({wanted})")
+            raise UsageError(
+                f"input '{name}' can't take the shape {list(shape)}", hint=f"it takes ({wanted})"
+            )
 
 
 def _infer(bare: onnx.ModelProto) -> dict[str, tuple[Dim, ...]]:

@@ -62,7 +62,7 @@ def _gather(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | Non
 
 def _slice(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | None:
     attributes = _attributes(node)
-    bounds = []
+    bounds: list[Any] = []
     for position, name, default in ((1, "starts", None), (2, "ends", None), (4, "steps", [1])):
         given = position < len(inputs) and node.input[position]
         bounds.append(_integers(inputs[position]) if given else attributes.get(name, default))
@@ -86,7 +86,8 @@ def _to_scalar(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | 
 
 def _same(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | None:
     # Only 64-bit results: what is folded must have the type that the node computes.
-    return inputs[0] if _attributes(node).get("to", onnx.TensorProto.INT64) == onnx.TensorProto.INT64 else None
+    wanted = onnx.TensorProto.INT64
+    return inputs[0] if _attributes(node).get("to", wanted) == wanted else None
 
 
 def _arithmetic(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | None:

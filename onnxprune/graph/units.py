@@ -8,14 +8,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxprune.graph.labels import DATA, Atoms, Labels, compact, other_axes, rows_along
-from onnxprune.graph.structure import FIXED, Group, IntArray, Layer, Skipped
+from onnxprune.graph.structure import FIXED, BoolArray, Group, IntArray, Layer, Skipped
 
 Axes = tuple[IntArray | None, ...]
+Weights = Mapping[str, Mapping[int, IntArray]]
+"""The labels of a weight's axes, each (dim,), independent of one another."""
 
 
 @dataclass(frozen=True)
 class Units:
-    """``of_atom`` (atoms,) gives each atom's unit or ``FIXED``; ``reason`` (atoms,) why it is fixed ('' if it isn't)."""
+    """``of_atom`` (atoms,) gives each atom's unit or ``FIXED``.
+
+    ``reason`` (atoms,) says why the atom is fixed, "" where it isn't; ``count`` is the number of units.
+    """
 
     of_atom: IntArray
     reason: tuple[str, ...]
@@ -52,7 +57,7 @@ def make_rectangular(atoms: Atoms, labels: Mapping[str, Labels]) -> None:
             changed = True
 
 
-def pin_whole_axes(atoms: Atoms, labels: Mapping[str, Labels], weights: Mapping[str, Mapping[int, IntArray]]) -> None:
+def pin_whole_axes(atoms: Atoms, labels: Mapping[str, Labels], weights: Weights) -> None:
     """Pin units that are all there is along some axis: without them the tensor would be empty."""
     roots, free, _ = atoms.resolve()
     for name, value in labels.items():
@@ -77,8 +82,12 @@ def number_units(atoms: Atoms) -> Units:
     return Units(numbers[roots] if len(atoms) else numbers, why, len(live))
 
 
-def unit_axes(labels: Mapping[str, Labels], weights: Mapping[str, Mapping[int, IntArray]], units: Units,
-              shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Axes]:
+def unit_axes(
+    labels: Mapping[str, Labels],
+    weights: Weights,
+    units: Units,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, Axes]:
     """For each tensor and each of its axes, the unit at each index (dim,), or None where nothing can go."""
     result: dict[str, Axes] = {}
     for name, shape in shapes.items():
@@ -116,9 +125,9 @@ def make_groups(
     passed: dict[int, list[str]] = {}
     at: dict[str, set[int]] = {}
     for name, entry in axes.items():
-        ids = [part[part >= 0] for part in entry if part is not None]
-        if ids:
-            at[name] = {int(value) for value in np.unique(classes[np.concatenate(ids)])}
+        present = [part[part >= 0] for part in entry if part is not None]
+        if present:
+            at[name] = {int(value) for value in np.unique(classes[np.concatenate(present)])}
     for node, values in node_values.items():
         for value in sorted(set().union(*(at.get(name, set()) for name in values))):
             passed.setdefault(value, []).append(node)
@@ -147,7 +156,7 @@ def with_units(layer: Layer, units: Units) -> Layer:
 
 def list_skipped(layers: Sequence[Layer], units: Units) -> tuple[Skipped, ...]:
     """What stays of each layer's output channels and why, from layers that still hold atom ids."""
-    skipped = []
+    skipped: list[Skipped] = []
     for layer in layers:
         if is_depthwise(layer):
             continue
@@ -165,7 +174,7 @@ def is_depthwise(layer: Layer) -> bool:
     return layer.groups > 1 and layer.groups == len(layer.in_units)
 
 
-def _free_roots(ids: IntArray, roots: IntArray, free: np.typing.NDArray[np.bool_]) -> IntArray:
+def _free_roots(ids: IntArray, roots: IntArray, free: BoolArray) -> IntArray:
     if not len(roots):
         return ids
     safe = np.maximum(ids, 0)

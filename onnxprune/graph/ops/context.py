@@ -136,7 +136,9 @@ class Context:
         core = labels.core
         for axis in axes:
             # A row with DATA in it is pinned: its label no longer matters, but must not look free.
-            core = np.where((core < 0).any(axis=axis, keepdims=True), DATA, core.max(axis=axis, keepdims=True))
+            core = np.where(
+                (core < 0).any(axis=axis, keepdims=True), DATA, core.max(axis=axis, keepdims=True)
+            )
         return Labels(labels.shape, compact(self.atoms.find(core)))
 
     def channels(self, labels: Labels, axis: int, why: str) -> IntArray:

@@ -11,15 +11,81 @@ from onnxprune.graph.ops.context import Context
 from onnxprune.graph.ops.registry import rule
 from onnxprune.graph.structure import BoolArray, IntArray
 
-UNARY = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Dropout Elu Erf Exp Floor Gelu "
-    "HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink "
-    "Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
-).split()
-NARY = (
-    "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor CastLike Clip Div Equal Greater GreaterOrEqual Less LessOrEqual "
-    "Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor"
-).split()
+UNARY = [
+    "Abs",
+    "Acos",
+    "Acosh",
+    "Asin",
+    "Asinh",
+    "Atan",
+    "Atanh",
+    "BitwiseNot",
+    "Cast",
+    "Ceil",
+    "Celu",
+    "Cos",
+    "Cosh",
+    "Dropout",
+    "Elu",
+    "Erf",
+    "Exp",
+    "Floor",
+    "Gelu",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "IsInf",
+    "IsNaN",
+    "LeakyRelu",
+    "Log",
+    "Mish",
+    "Neg",
+    "Not",
+    "Reciprocal",
+    "Relu",
+    "Round",
+    "Selu",
+    "Shrink",
+    "Sigmoid",
+    "Sign",
+    "Sin",
+    "Sinh",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Swish",
+    "Tan",
+    "Tanh",
+    "ThresholdedRelu",
+]
+NARY = [
+    "Add",
+    "And",
+    "BitShift",
+    "BitwiseAnd",
+    "BitwiseOr",
+    "BitwiseXor",
+    "CastLike",
+    "Clip",
+    "Div",
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "Max",
+    "Mean",
+    "Min",
+    "Mod",
+    "Mul",
+    "Or",
+    "PRelu",
+    "Pow",
+    "Sub",
+    "Sum",
+    "Where",
+    "Xor",
+]
 
 
 @rule(*UNARY)
@@ -83,9 +149,8 @@ def meet(ctx: Context, left: Labels, right: Labels) -> Labels:
     shape = np.broadcast_shapes(left.shape, right.shape)
     left_many, right_many = _meets_many(left, right), _meets_many(right, left)
     core_shape = np.broadcast_shapes(left.core.shape, right.core.shape)
-    a, b, a_many, b_many = (
-        np.broadcast_to(array, core_shape) for array in (left.core, right.core, left_many, right_many)
-    )
+    a, b = np.broadcast_to(left.core, core_shape), np.broadcast_to(right.core, core_shape)
+    a_many, b_many = np.broadcast_to(left_many, core_shape), np.broadcast_to(right_many, core_shape)
     paired = ~a_many & ~b_many
     both = paired & (a >= 0) & (b >= 0)
     ctx.atoms.union(a[both], b[both])

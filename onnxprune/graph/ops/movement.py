@@ -62,7 +62,9 @@ def _evaluator(serialized: bytes, opset: int) -> ReferenceEvaluator:
     inputs = [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in node.input if name]
     outputs = [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in node.output]
     graph = onnx.helper.make_graph([node], "labels", inputs, outputs)
-    return ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)]))
+    return ReferenceEvaluator(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    )
 
 
 @rule("Slice")

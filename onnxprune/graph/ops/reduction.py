@@ -7,7 +7,7 @@ from onnxprune.graph.ops.context import Context
 from onnxprune.graph.ops.registry import NoRule, rule
 
 _WHY = "it reduces over channels"
-_REDUCE = "L1 L2 LogSum LogSumExp Max Mean Min Prod Sum SumSquare".split()
+_REDUCE = ["L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"]
 
 
 @rule(*(f"Reduce{name}" for name in _REDUCE))

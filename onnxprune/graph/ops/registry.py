@@ -14,7 +14,7 @@ _LATEST = 2**31
 _RULES: dict[tuple[str, str], list[tuple[int, int, Rule]]] = {}
 
 
-class NoRule(Exception):  # noqa: N818 - an outcome that the engine turns into a pin, not an error
+class NoRule(Exception):
     """This node can't be followed; all channels that reach it are pinned for the reason given."""
 
     def __init__(self, reason: str) -> None:
