@@ -82,15 +82,15 @@ def evaluation(report: EvaluationReport) -> list[RenderableType]:
     if report.against is None:
         table = _table("metric", "value")
         for name, value in report.metrics.items():
-            table.add_row(name, _percent(value, 2))
+            table.add_row(name, _metric(value))
     else:
         table = _table(
             "metric", report.against.model.input or "other", report.model.input or "model", "change"
         )
         for name, value in report.metrics.items():
             other = report.against.metrics[name]
-            table.add_row(name, _percent(other, 2), _percent(value, 2), _points(value - other))
-        table.add_row("agreement", "", _percent(report.against.fidelity.agreement, 2), "")
+            table.add_row(name, _metric(other), _metric(value), _points(value - other))
+        table.add_row("agreement", "", _metric(report.against.fidelity.agreement), "")
         table.add_row("KL divergence", "", f"{report.against.fidelity.kl:.4f}", "")
     return [table, Text(f"{report.samples} samples")]
 
@@ -135,9 +135,9 @@ def _figures(before: Figures, after: Figures) -> Table:
     for name, value in before.metrics.items():
         if name in after.metrics:
             then = after.metrics[name]
-            table.add_row(name, _percent(value, 2), _percent(then, 2), _points(then - value))
+            table.add_row(name, _metric(value), _metric(then), _points(then - value))
     if after.fidelity is not None:
-        table.add_row("agreement", "", _percent(after.fidelity.agreement, 2), "")
+        table.add_row("agreement", "", _metric(after.fidelity.agreement), "")
         table.add_row("KL divergence", "", f"{after.fidelity.kl:.4f}", "")
     return table
 
@@ -197,8 +197,12 @@ def _percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
+def _metric(percent: float) -> str:
+    return f"{percent:.2f} %"
+
+
 def _points(difference: float) -> str:
-    return f"{100 * difference:+.2f} points"
+    return f"{difference:+.2f} points"
 
 
 def _change(before: float, after: float) -> str:

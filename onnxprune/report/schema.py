@@ -25,8 +25,8 @@ class ModelFiles:
 class Fidelity:
     """How closely a model follows another on the same samples.
 
-    ``agreement`` is the share of samples with the same top-1 class, ``kl`` the mean
-    Kullback-Leibler divergence of the other's class probabilities from the model's, in nats.
+    ``agreement`` is the share of samples with the same top-1 class, in percent; ``kl`` the mean
+    Kullback-Leibler divergence of the model's class probabilities from the other's, in nats.
     """
 
     agreement: float
@@ -38,7 +38,7 @@ class Figures:
     """What one model costs and scores.
 
     ``macs`` are multiply-accumulates at batch 1, ``bytes`` the size of the serialized file with its
-    external data. ``metrics`` are shares between 0 and 1 (``top1``, ``top5``).
+    external data. ``metrics`` (``top1``, ``top5``) are in percent.
     """
 
     macs: int

@@ -1,0 +1,122 @@
+"""What a model costs and what of it can be pruned, as a report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune.graph.analysis import analyze_graph
+from onnxprune.graph.plan import keep_all
+from onnxprune.graph.structure import FIXED, IntArray, PruningGraph
+from onnxprune.io.load import LoadedModel, load
+from onnxprune.profile.cost import CostModel, count
+from onnxprune.report.evaluation import as_source, model_files
+from onnxprune.report.schema import (
+    Coverage,
+    Figures,
+    GroupInfo,
+    InspectReport,
+    LayerCost,
+    SkippedGroup,
+)
+
+
+def inspect(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> InspectReport:
+    """Analyse a model without running it; ``input_shapes`` as for `analyze_graph`.
+
+    Raises ModelError for a model that is refused.
+    """
+    loaded = load(as_source(model))
+    graph = analyze_graph(loaded.model, input_shapes=input_shapes)
+    costs = CostModel.of(graph)
+    cost = count(loaded.model)
+    return InspectReport(
+        model=model_files(loaded),
+        format=_format(loaded.model),
+        cost=Figures(macs=cost.macs, params=cost.params, bytes=file_bytes(loaded)),
+        coverage=_coverage(graph, costs),
+        layers=_layers(graph, costs),
+        groups=tuple(
+            GroupInfo(
+                name=group.name,
+                channels=len(group.units),
+                producers=group.producers,
+                consumers=group.consumers,
+                nodes=group.nodes,
+            )
+            for group in graph.groups
+        ),
+        skipped=tuple(SkippedGroup(item.name, item.reason, item.channels) for item in graph.skipped),
+    )
+
+
+def file_bytes(loaded: LoadedModel) -> int:
+    """Bytes of a model's files, or of its serialized form where it came from memory."""
+    if loaded.files:
+        return sum(file.stat().st_size for file in loaded.files)
+    return loaded.model.ByteSize()
+
+
+def _coverage(graph: PruningGraph, costs: CostModel) -> Coverage:
+    """Shares of the cost that would go with every unit of every group, were they all to go."""
+    everything = keep_all(graph).keep
+    bare = everything.copy()
+    for group in graph.groups:
+        bare[group.units] = False
+    macs, params = costs.macs(everything), costs.params(everything)
+    return Coverage(
+        macs=1.0 - costs.macs(bare) / macs if macs else 0.0,
+        params=1.0 - costs.params(bare) / params if params else 0.0,
+    )
+
+
+def _layers(graph: PruningGraph, costs: CostModel) -> tuple[LayerCost, ...]:
+    layers = {layer.name: layer for layer in graph.layers}
+    listed = []
+    for cost in costs.by_layer(keep_all(graph).keep):
+        layer = layers.get(cost.name)
+        in_units = layer.in_units if layer is not None else np.empty(0, np.int64)
+        out_units = layer.out_units if layer is not None else np.empty(0, np.int64)
+        listed.append(
+            LayerCost(
+                name=cost.name,
+                op=cost.op,
+                macs=cost.macs,
+                params=cost.params,
+                channels_in=len(in_units),
+                channels_out=len(out_units),
+                prunable_in=_prunable(in_units),
+                prunable_out=_prunable(out_units),
+            )
+        )
+    return tuple(listed)
+
+
+def _prunable(units: IntArray) -> int:
+    return int(np.count_nonzero(units != FIXED))
+
+
+def _format(model: onnx.ModelProto) -> dict[str, Any]:
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    return {
+        "ir_version": model.ir_version,
+        "opsets": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        "producer": " ".join(part for part in (model.producer_name, model.producer_version) if part),
+        "inputs": {
+            value.name: _shape(value) for value in model.graph.input if value.name not in initializers
+        },
+        "outputs": {value.name: _shape(value) for value in model.graph.output},
+    }
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
+    dims = value.type.tensor_type.shape.dim
+    return [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in dims]
