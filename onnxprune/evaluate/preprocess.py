@@ -7,12 +7,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Final, Literal, Self, cast
-
-import onnx
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 
 from onnxprune.errors import UsageError
 from onnxprune.profile.spec import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
 
 Layout = Literal["nchw", "nhwc"]
 Color = Literal["rgb", "bgr", "gray"]
@@ -161,7 +162,7 @@ def record_preprocess(model: onnx.ModelProto, preprocess: Preprocess) -> None:
         if entry.key == METADATA_KEY:
             entry.value = text
             return
-    model.metadata_props.append(onnx.StringStringEntryProto(key=METADATA_KEY, value=text))
+    model.metadata_props.add(key=METADATA_KEY, value=text)
 
 
 def _numbers(name: str, value: object) -> tuple[float, ...] | None:

@@ -219,12 +219,12 @@ def open_session(
     """Load a model into onnxruntime.
 
     ``provider`` is ``auto`` (CUDA where it works, else CPU), ``cpu`` or ``cuda``. ``threads`` bounds the
-    threads inside one operator (None or 0: all cores). ``outputs`` names tensors to return instead of the model's own outputs:
-    any tensor of the graph, inputs included; the model is then cut to the nodes that compute them, and
-    the model passed in is not touched.
+    threads inside one operator (None or 0: all cores). ``outputs`` names tensors to return instead of
+    the model's own outputs: any tensor of the graph, inputs included; the model is then cut to the nodes
+    that compute them, and the model passed in is not touched.
 
-    Raises ModelError where onnxruntime refuses the model or a tensor is unknown, UsageError where the
-    provider can't be used or ``threads`` is negative.
+    Raises ModelError where onnxruntime refuses the model or a tensor is unknown, UsageError where there is no
+    such file, the provider can't be used or ``threads`` is negative.
     """
     if threads is not None and threads < 0:
         raise UsageError(f"threads can't be {threads}", hint="0 or none takes all cores")
@@ -278,9 +278,9 @@ def _proto(model: onnx.ModelProto | bytes | str | os.PathLike[str]) -> onnx.Mode
             return onnx.load_model_from_string(model)
         path = Path(model)
         if not path.is_file():
-            raise ModelError(f"no such model: {path}", hint="give the path of an .onnx file")
+            raise UsageError(f"no such file: {path}", hint="give the path of an .onnx file")
         return onnx.load(os.fspath(path))
-    except ModelError:
+    except UsageError:
         raise
     except Exception as error:  # protobuf's and onnx's errors share no base class
         name = "the bytes given" if isinstance(model, bytes) else os.fspath(model)

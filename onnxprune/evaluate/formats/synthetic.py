@@ -60,16 +60,15 @@ class SyntheticSource(Source):
         if self._image is None:
             shape = tuple(item or 1 for item in self._shape)
             if self._dtype.kind != "f":
-                return np.asarray(random.integers(0, 2, shape), dtype=self._dtype)
-            normal: np.ndarray[tuple[int, ...], np.dtype[np.generic]] = random.standard_normal(shape)
-            return normal.astype(self._dtype)
+                return np.asarray(random.integers(0, 2, shape), dtype=self._dtype.type)
+            return np.asarray(random.standard_normal(shape)).astype(self._dtype)
         height, width, channels = self._image
         total = np.zeros((height, width, channels))
         for octave in range(_OCTAVES):
             grid = random.standard_normal((2**octave + 1, 2**octave + 1, channels))
             total += _stretched(grid, height, width) * 0.5**octave
         total = (total - total.mean()) / (total.std() + 1e-12)
-        return np.clip(np.rint(total * 60.0 + 120.0), 0, 255).astype(np.uint8)
+        return np.asarray(np.clip(np.rint(total * 60.0 + 120.0), 0, 255), dtype=np.uint8)
 
 
 def _stretched(
