@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
-from onnxprune.graph.fold import captured
+from onnxprune.graph.fold import captured, standard_opset
 from onnxprune.graph.labels import Labels
 from onnxprune.graph.ops import find_rule
 from onnxprune.graph.ops.context import Context, State
@@ -73,9 +73,7 @@ def _start(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Sta
             readers.setdefault(name, []).append(node)
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     state = State(
-        opset=max(
-            (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1
-        ),
+        opset=standard_opset(model),
         shapes=shapes,
         initializers=initializers,
         readers=readers,

@@ -52,6 +52,11 @@ def fold_constants(model: onnx.ModelProto) -> None:
     remove_dead(model.graph)
 
 
+def standard_opset(model: onnx.ModelProto) -> int:
+    """The version of the standard operators that the model uses."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
+
+
 def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     """The bodies of an If, a Loop or a Scan."""
     graphs = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
@@ -95,7 +100,7 @@ def _fold_once(model: onnx.ModelProto, shapes: Mapping[str, tuple[Dim, ...]]) ->
     overridable = {value.name for value in graph.input}
     tensors = {t.name: t for t in graph.initializer if t.name not in overridable}
     outputs = {value.name for value in graph.output}
-    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
+    opset = standard_opset(model)
     arithmetic: dict[str, Sizes] = {}
 
     def read(name: str) -> Sizes | None:

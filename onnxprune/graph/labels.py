@@ -1,4 +1,4 @@
-"""Labels: which channel ("atom") lives at each element of a tensor, and the union of atoms that must go together."""
+"""Labels: which channel ("atom") lives at each element of a tensor; atoms that must go together."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class Atoms:
         self.union(rows[both], first[both])
 
     def resolve(self) -> tuple[IntArray, BoolArray, IntArray]:
-        """For each atom: its representative; whether that set can go; and the index of the set's first reason.
+        """For each atom: its representative, whether that set can go, the index of the set's first reason.
 
         The last is ``len(self.reasons)`` where nothing pins the set.
         """

@@ -1,4 +1,4 @@
-"""What a rule sees of a node: its inputs' labels, its constants, and the ways to merge, pin and pass labels on."""
+"""What a rule sees of a node: its inputs' labels, its constants, and ways to merge, pin and pass labels."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ UNARY = [
     "Atanh",
     "BitwiseNot",
     "Cast",
+    "CastLike",
     "Ceil",
     "Celu",
     "Cos",
@@ -65,7 +66,6 @@ NARY = [
     "BitwiseAnd",
     "BitwiseOr",
     "BitwiseXor",
-    "CastLike",
     "Clip",
     "Div",
     "Equal",
@@ -90,7 +90,7 @@ NARY = [
 
 @rule(*UNARY)
 def unary(ctx: Context) -> None:
-    """Pass the labels; parameters such as Dropout's ratio are scalars and bind nothing."""
+    """Pass the labels; other inputs (Dropout's ratio, CastLike's type) have no say in single elements."""
     labels = ctx.labels(0)
     for index in range(len(ctx.node.output)):
         ctx.emit(index, labels)
