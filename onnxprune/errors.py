@@ -43,3 +43,11 @@ class DataError(OnnxPruneError):
     """The calibration or evaluation data can't be used."""
 
     exit_code = 5
+
+
+class VerificationError(OnnxPruneError):
+    """The pruned model does not compute what the masked original does: a bug of ours, never a user's."""
+
+
+class RewriteError(OnnxPruneError):
+    """A node can't be written as a valid plan asks: a gap of ours between analysis and rewriting."""

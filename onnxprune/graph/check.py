@@ -1,0 +1,211 @@
+"""The oracle: a pruned model must compute what the original computes with its removed channels silenced."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx.shape_inference
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune.errors import ModelError, OnnxPruneError, VerificationError
+from onnxprune.graph.kept import Kept
+from onnxprune.graph.plan import Plan, validate
+from onnxprune.graph.resize import attribute
+from onnxprune.graph.shapes import skeleton
+from onnxprune.graph.structure import PruningGraph
+from onnxprune.io.limits import PROTOBUF_LIMIT
+from onnxprune.io.save import save
+from onnxprune.io.validate import shorten, without_initializers
+
+Array = npt.NDArray[Any]
+
+TOLERANCE = 1e-5
+"""Largest relative error of a right result in single precision; the noise seen is near 5e-7."""
+
+_HALF_TOLERANCE = 2e-2  # half precision rounds to 1e-3, and sums of pruned channels round in another order
+_HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_FATAL = 4
+
+
+def masked(graph: PruningGraph, plan: Plan) -> onnx.ModelProto:
+    """The whole model, with the channels that ``plan`` removes multiplied by 0 wherever they are summed.
+
+    A Mul with a 0/1 mask is put in front of every input of a Conv, ConvTranspose, Gemm or MatMul
+    whose contracted axis holds removed units. Nothing else changes, so no rule of the analysis or
+    of the rewriting has a part in it.
+    """
+    validate(graph, plan)
+    kept = Kept(graph, plan)
+    model = without_initializers(graph.model)
+    model.graph.initializer.extend(graph.model.graph.initializer)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    types = _types(graph.model)
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    made: dict[tuple[str, int], str] = {}
+    for node in nodes:
+        for position, axis in contracted_axes(node, kept):
+            name = node.input[position]
+            if name in constants or not kept.pruned(name, axis):
+                continue
+            if (name, axis) not in made:
+                made[name, axis] = _add_mask(
+                    model.graph, kept, name, axis, types.get(name, TensorProto.FLOAT)
+                )
+            node.input[position] = made[name, axis]
+        model.graph.node.append(node)
+    return model
+
+
+def verify(
+    graph: PruningGraph,
+    plan: Plan,
+    pruned: onnx.ModelProto,
+    *,
+    seed: int = 0,
+    samples: int = 2,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    tolerance: float | None = None,
+) -> float:
+    """Compare ``pruned`` with the masked original on ``samples`` random signed inputs.
+
+    Returns the largest relative error ``max|a - b| / max(1e-6, max|a|)`` over the outputs.
+    ``input_shapes`` replaces shapes at batch 1 by name; ``tolerance`` is 1e-5, more in half
+    precision. VerificationError above it; ModelError if onnxruntime can't run the original.
+    """
+    if tolerance is None:
+        half = any(tensor.data_type in _HALF for tensor in graph.model.graph.initializer)
+        tolerance = _HALF_TOLERANCE if half else TOLERANCE
+    original = _session(masked(graph, plan), ModelError, "onnxruntime can't run the original model")
+    small = _session(pruned, VerificationError, "onnxruntime can't run the pruned model")
+    generator = np.random.default_rng(seed)
+    worst = 0.0
+    for _ in range(samples):
+        feed = _random_inputs(graph.model, graph.shapes, input_shapes or {}, generator)
+        wanted = _run(original, feed, ModelError, "onnxruntime can't run the original model")
+        found = _run(small, feed, VerificationError, "onnxruntime can't run the pruned model")
+        for value, a, b in zip(graph.model.graph.output, wanted, found, strict=True):
+            error = relative_error(a, b)
+            if not error <= tolerance:
+                raise VerificationError(
+                    f"output {value.name!r} of the pruned model is off by {error:.1e}, over {tolerance:.0e}",
+                    hint="this is a bug of ours; please report the model's structure",
+                )
+            worst = max(worst, error)
+    return worst
+
+
+def relative_error(wanted: Array, found: Array) -> float:
+    """``max|a - b| / max(1e-6, max|a|)``; infinite where shapes, types or non-finite entries differ."""
+    if wanted.shape != found.shape or wanted.dtype != found.dtype:
+        return float("inf")
+    if not np.issubdtype(wanted.dtype, np.floating):
+        return 0.0 if np.array_equal(wanted, found) else float("inf")
+    a, b = wanted.astype(np.float64), found.astype(np.float64)
+    finite = np.isfinite(a)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(b[finite]).all():
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    return float(np.abs(a - b)[finite].max() / max(1e-6, np.abs(a[finite]).max()))
+
+
+def contracted_axes(node: onnx.NodeProto, kept: Kept) -> Iterator[tuple[int, int]]:
+    """Inputs of ``node``, by position, with the axis that it sums over: channels that meet there mix."""
+    if node.domain not in ("", "ai.onnx") or not all(kept.known(name) for name in node.input[:2]):
+        return
+    if node.op_type == "Conv":
+        if kept.shape(node.input[1])[1] > 1 or attribute(node, "group", 1) == 1:  # else depthwise: no sum
+            yield 0, 1
+    elif node.op_type == "ConvTranspose":
+        yield 0, 1
+    elif node.op_type == "Gemm":
+        yield 0, 0 if attribute(node, "transA", 0) else 1
+        yield 1, 1 if attribute(node, "transB", 0) else 0
+    elif node.op_type == "MatMul":
+        yield 0, len(kept.shape(node.input[0])) - 1
+        yield 1, max(len(kept.shape(node.input[1])) - 2, 0)
+
+
+def _add_mask(graph: onnx.GraphProto, kept: Kept, name: str, axis: int, kind: int) -> str:
+    taken = {tensor.name for tensor in graph.initializer}
+    taken.update(output for node in graph.node for output in node.output)
+    base = f"{name}_silenced_{axis}"
+    while base in taken:
+        base += "_"
+    mask = kept.mask(name, axis)
+    shape = [1] * len(kept.shape(name))
+    shape[axis] = len(mask)
+    values = mask.astype(helper.tensor_dtype_to_np_dtype(kind)).reshape(shape)
+    graph.initializer.append(numpy_helper.from_array(values, f"{base}_mask"))
+    graph.node.append(helper.make_node("Mul", [name, f"{base}_mask"], [base], name=base))
+    return base
+
+
+def _types(model: onnx.ModelProto) -> dict[str, int]:
+    """Element types of the model's tensors, as far as inference finds them."""
+    try:
+        graph = onnx.shape_inference.infer_shapes(skeleton(model)).graph
+    except onnx.shape_inference.InferenceError:
+        graph = model.graph
+    values = (*graph.value_info, *graph.input, *graph.output)
+    return {value.name: value.type.tensor_type.elem_type for value in values}
+
+
+def _session(model: onnx.ModelProto, kind: type[OnnxPruneError], message: str) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    # Fusions differ between the two models, and would raise the floor of rounding errors.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        if model.ByteSize() > PROTOBUF_LIMIT:
+            with tempfile.TemporaryDirectory() as folder:
+                path = save(model, Path(folder, "model.onnx"), external_data=True)[0]
+                return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no base class
+        raise kind(f"{message}: {shorten(error)}", hint="go without --verify") from error
+
+
+def _run(
+    session: ort.InferenceSession, feed: Mapping[str, Array], kind: type[OnnxPruneError], message: str
+) -> list[Array]:
+    try:
+        outputs = session.run(None, feed)
+    except Exception as error:  # onnxruntime's errors share no base class
+        raise kind(f"{message}: {shorten(error)}", hint="go without --verify") from error
+    return [np.asarray(output) for output in outputs]
+
+
+def _random_inputs(
+    model: onnx.ModelProto,
+    shapes: Mapping[str, tuple[int, ...]],
+    given: Mapping[str, tuple[int, ...]],
+    generator: np.random.Generator,
+) -> dict[str, Array]:
+    """Signed normal numbers for floats, 0 and 1 for integers (which may be indices)."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    feed: dict[str, Array] = {}
+    for value in model.graph.input:
+        if value.name in weights:
+            continue
+        kind = value.type.tensor_type.elem_type
+        shape = given.get(value.name, shapes.get(value.name))
+        if shape is None or kind in (TensorProto.UNDEFINED, TensorProto.STRING):
+            raise ModelError(
+                f"can't make a random value for the input {value.name!r}", hint="go without --verify"
+            )
+        dtype = helper.tensor_dtype_to_np_dtype(kind)
+        if np.issubdtype(dtype, np.integer) or dtype == np.bool_:
+            feed[value.name] = generator.integers(0, 2, shape).astype(dtype)
+        else:
+            feed[value.name] = generator.standard_normal(shape).astype(dtype)
+    return feed

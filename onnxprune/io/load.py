@@ -1,0 +1,184 @@
+"""Reading models: contained in their folder, bounded in memory, refused with a reason."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError, Message
+from onnx import external_data_helper
+
+from onnxprune.errors import ModelError, UsageError
+from onnxprune.io import limits
+from onnxprune.io.validate import check_model, shorten
+
+_DEFAULT_DOMAINS = ("", "ai.onnx")
+_TRAINING_DOMAIN = "ai.onnx.preview.training"
+_QOPERATORS = frozenset(
+    {
+        "ConvInteger", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "GatherBlockQuantized",
+        "MatMulBnb4", "MatMulFpQ4", "MatMulInteger", "MatMulInteger16", "MatMulIntegerToFloat",
+        "MatMulNBits", "NhwcMaxPool", "QAttention", "QEmbedLayerNormalization", "QGemm", "QLinearAdd",
+        "QLinearAveragePool", "QLinearConcat", "QLinearConv", "QLinearGlobalAveragePool",
+        "QLinearLeakyRelu", "QLinearMatMul", "QLinearMul", "QLinearReduceMean", "QLinearSigmoid",
+        "QLinearSoftmax", "QLinearWhere", "QMoE", "QOrderedMatMul",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that passed all checks, with its weights in memory.
+
+    ``path`` is None where the model did not come from a file; ``files`` are all the files it was
+    read from; ``sha256`` is the digest of the model file's bytes (external data not included), or
+    of the serialised message; ``external_data`` says whether weights lay in files of their own.
+    """
+
+    model: onnx.ModelProto
+    path: Path | None
+    sha256: str
+    external_data: bool
+    files: tuple[Path, ...] = ()
+
+
+def load(source: str | Path | bytes | onnx.ModelProto, *, memory: int | None = None) -> LoadedModel:
+    """Read and check a model from a path, from bytes, or from a message (which is not copied).
+
+    ``memory`` bounds the bytes of the file and of all weights (default: this machine's memory).
+    UsageError for a path that can't be read; ModelError for a model that is refused, with a hint.
+    """
+    limit = limits.memory_limit() if memory is None else memory
+    path: Path | None = None
+    if isinstance(source, onnx.ModelProto):
+        model, digest = source, _message_digest(source)
+    else:
+        if isinstance(source, bytes):
+            data = source
+        else:
+            path = Path(source)
+            data = _read(path, limit)
+        model, digest = _parse(data, path), hashlib.sha256(data).hexdigest()
+        del data
+    _check_versions(model)
+    folder = path.parent if path is not None else None
+    files = limits.check_tensors(model, folder, limit)
+    if folder is not None and files:
+        _load_external(model, folder)
+    _check_supported(model)
+    check_model(model)
+    return LoadedModel(
+        model=model,
+        path=path,
+        sha256=digest,
+        external_data=bool(files),
+        files=((path,) if path is not None else ()) + files,
+    )
+
+
+def _read(path: Path, limit: int) -> bytes:
+    if not path.exists():
+        raise UsageError(f"no such file: {path}", hint="give the path of an .onnx file")
+    if not path.is_file():
+        raise UsageError(f"{path} is not a file", hint="give the path of an .onnx file")
+    size = path.stat().st_size
+    if size == 0:
+        raise ModelError(f"{path} is empty", hint="export or download the model again")
+    if size > limit or size > limits.PROTOBUF_LIMIT:
+        bound = min(limit, limits.PROTOBUF_LIMIT)
+        raise ModelError(
+            f"{path} has {size} bytes and at most {bound} can be read",
+            hint="models over 2 GB keep their weights as external data",
+        )
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"can't read {path}: {error.strerror}", hint="check its permissions") from error
+
+
+def _parse(data: bytes, path: Path | None) -> onnx.ModelProto:
+    name = str(path) if path is not None else "the given bytes"
+    if not data:
+        raise ModelError(f"{name} hold no model: they are empty", hint="export the model again")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError as error:
+        raise ModelError(
+            f"not an ONNX model, or a truncated one: {name}",
+            hint="the file must be a binary ONNX model; export or download it again",
+        ) from error
+    if not model.ir_version and not model.opset_import:
+        raise ModelError(
+            f"not an ONNX model: {name} states no format version",
+            hint="the file must be a binary ONNX model (.onnx), not a checkpoint or a text file",
+        )
+    return model
+
+
+def _load_external(model: onnx.ModelProto, folder: Path) -> None:
+    try:
+        external_data_helper.load_external_data_for_model(model, str(folder))
+    except (onnx.checker.ValidationError, OSError, ValueError) as error:
+        raise ModelError(
+            f"can't read the model's external data: {shorten(error)}",
+            hint="the data file must be a plain file beside the model",
+        ) from error
+
+
+def _check_versions(model: onnx.ModelProto) -> None:
+    if not limits.MIN_IR <= model.ir_version <= limits.MAX_IR:
+        raise ModelError(
+            f"the model has IR version {model.ir_version}; "
+            f"versions {limits.MIN_IR} to {limits.MAX_IR} can be read",
+            hint="export it with another onnx release, or lower its ir_version",
+        )
+    if not model.HasField("graph") or not model.graph.node:
+        raise ModelError("the model has no graph to compute", hint="export the model again")
+    versions = [entry.version for entry in model.opset_import if entry.domain in _DEFAULT_DOMAINS]
+    if not versions:
+        raise ModelError("the model names no version of the ONNX operator set", hint="export it again")
+    if len(set(versions)) > 1:
+        raise ModelError(f"the model names several versions of the ONNX operator set: {sorted(versions)}")
+    if not limits.MIN_OPSET <= versions[0] <= limits.MAX_OPSET:
+        raise ModelError(
+            f"the model uses opset {versions[0]}; "
+            f"opsets {limits.MIN_OPSET} to {limits.MAX_OPSET} can be read",
+            hint="export it with another opset, or convert it with onnx.version_converter",
+        )
+
+
+def _check_supported(model: onnx.ModelProto) -> None:
+    if model.training_info or any(entry.domain == _TRAINING_DOMAIN for entry in model.opset_import):
+        raise ModelError(
+            "the model is a training graph", hint="export the model for inference (eval mode) instead"
+        )
+    if any(graph.sparse_initializer for graph in limits.all_graphs(model.graph)):
+        raise ModelError("the model has sparse initializers", hint="store its weights dense")
+    for node in limits.all_nodes(model):
+        block = next((a.i for a in node.attribute if a.name == "block_size"), 0)
+        blocked = node.op_type in ("DequantizeLinear", "QuantizeLinear") and block > 0
+        if node.op_type in _QOPERATORS or blocked:
+            kind = "block-quantized weights" if blocked else f"the quantized operator {node.op_type}"
+            raise ModelError(
+                f"node {node.name or node.output[0]!r} has {kind}, which can't be pruned",
+                hint="prune the float model first and quantize the result; the QDQ form is read too",
+            )
+
+
+def _message_digest(model: onnx.ModelProto) -> str:
+    """Digest of a message in pieces: in one it could pass protobuf's limit, and would be a copy."""
+    digest = hashlib.sha256()
+    for owner in (model, model.graph):
+        for field, value in owner.ListFields():
+            if field.name == "graph":
+                continue
+            for item in [value] if isinstance(value, (Message, str, bytes, int)) else value:
+                if isinstance(item, Message):
+                    text = item.SerializeToString(deterministic=True)
+                else:
+                    text = repr(item).encode()
+                digest.update(f"{field.name}:{len(text)}:".encode() + text)
+    return digest.hexdigest()

@@ -1,0 +1,164 @@
+"""Writing models: whole or not at all, never over the input."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto
+
+from onnxprune.errors import UsageError
+from onnxprune.io import limits
+from onnxprune.io.share import rename_inputs, shared_initializers
+from onnxprune.io.validate import without_initializers
+
+_ALIGNMENT = 4096  # bytes; lets a runtime map each weight straight from the file
+_SMALL = 1024  # bytes; smaller tensors stay in the model file
+
+
+def save(
+    model: onnx.ModelProto,
+    path: str | Path,
+    *,
+    external_data: bool = False,
+    overwrite: bool = False,
+    protect: Path | Iterable[Path] | None = None,
+) -> tuple[Path, ...]:
+    """Write ``model`` to ``path`` and return the files written, the model's first.
+
+    The files appear complete or not at all. ``external_data`` (implied when the model has over
+    2 GB) puts the weights into ``<name>.data`` beside the model. ``protect`` names files that are
+    never overwritten (those of the input). UsageError for a target that must not or can't be written.
+    """
+    target = Path(path)
+    shared = _share(model)
+    external = external_data or shared.ByteSize() > limits.PROTOBUF_LIMIT
+    targets = [target, target.with_name(target.name + ".data")] if external else [target]
+    _check_targets(targets, overwrite, _paths(protect))
+    try:
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise UsageError(
+            f"can't write into {target.parent}: {error.strerror}", hint="choose another output path with -o"
+        ) from error
+    try:
+        files = [scratch / item.name for item in targets]
+        if external:
+            shared = _externalise(shared, files[1])
+        _write(files[0], shared)
+        _move(files, targets, scratch)
+    except OSError as error:
+        raise UsageError(f"can't write {target}: {error.strerror}", hint="is the disk full?") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return tuple(targets)
+
+
+def _paths(protect: Path | Iterable[Path] | None) -> list[Path]:
+    if protect is None:
+        return []
+    return [protect] if isinstance(protect, Path) else list(protect)
+
+
+def _check_targets(targets: list[Path], overwrite: bool, protected: list[Path]) -> None:
+    folder = targets[0].parent
+    if not folder.is_dir():
+        raise UsageError(f"no such folder: {folder}", hint="create it, or choose another output path with -o")
+    for target in targets:
+        if not target.exists():
+            continue
+        if any(item.exists() and item.samefile(target) for item in protected):
+            raise UsageError(
+                f"{target} is the input, which is never overwritten",
+                hint="choose another output path with -o",
+            )
+        if not target.is_file():
+            raise UsageError(f"{target} exists and is not a file", hint="choose another output path with -o")
+        if not overwrite:
+            raise UsageError(f"{target} exists", hint="choose another path, or overwrite it with --force")
+
+
+def _share(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model`` with clones that are still equal merged; the given message itself if there are none."""
+    names = shared_initializers(model)
+    if not names:
+        return model
+    merged = without_initializers(model)
+    merged.graph.initializer.extend(t for t in model.graph.initializer if t.name not in names)
+    outputs = {value.name for value in model.graph.output}
+    kept_alias = [name for name in names if name in outputs]
+    for name in kept_alias:  # an initializer that is itself an output can't be renamed
+        merged.graph.initializer.extend(t for t in model.graph.initializer if t.name == name)
+        del names[name]
+    del merged.graph.value_info[:]
+    merged.graph.value_info.extend(v for v in model.graph.value_info if v.name not in names)
+    rename_inputs(list(merged.graph.node), names)
+    return merged
+
+
+def _externalise(model: onnx.ModelProto, data: Path) -> onnx.ModelProto:
+    """Write large initializers to ``data``; the returned model refers to them by the file's name."""
+    shell = without_initializers(model)
+    with data.open("wb") as stream:
+        for tensor in model.graph.initializer:
+            if len(tensor.raw_data) < _SMALL:
+                shell.graph.initializer.append(tensor)
+                continue
+            stream.write(b"\0" * (-stream.tell() % _ALIGNMENT))
+            reference = shell.graph.initializer.add()
+            reference.name, reference.data_type, reference.doc_string = (
+                tensor.name,
+                tensor.data_type,
+                tensor.doc_string,
+            )
+            reference.dims.extend(tensor.dims)
+            reference.metadata_props.extend(tensor.metadata_props)
+            reference.data_location = TensorProto.EXTERNAL
+            for key, value in (
+                ("location", data.name),
+                ("offset", str(stream.tell())),
+                ("length", str(len(tensor.raw_data))),
+            ):
+                reference.external_data.add(key=key, value=value)
+            stream.write(tensor.raw_data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return shell
+
+
+def _write(path: Path, model: onnx.ModelProto) -> None:
+    with path.open("wb") as stream:
+        stream.write(model.SerializeToString(deterministic=True))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _move(files: list[Path], targets: list[Path], scratch: Path) -> None:
+    """Put the files in place, data first; if one step fails, what was there before is put back."""
+    undo: list[tuple[Path | None, Path]] = []
+    try:
+        for position in reversed(range(len(files))):
+            target, backup = targets[position], None
+            if position and target.exists():
+                backup = scratch / f"{target.name}.before"
+                os.replace(target, backup)
+            undo.append((backup, target))
+            os.replace(files[position], target)
+    except BaseException:
+        for backup, target in undo:
+            if backup is not None:
+                os.replace(backup, target)
+            elif target != targets[0]:
+                target.unlink(missing_ok=True)
+        raise
+    with contextlib.suppress(OSError, AttributeError):  # not every platform can sync a folder
+        descriptor = os.open(targets[0].parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,46 @@
+"""Structural checks of a model, without copying its weights."""
+
+from __future__ import annotations
+
+import onnx
+import onnx.checker
+import onnx.shape_inference
+
+from onnxprune.errors import ModelError
+from onnxprune.graph.shapes import skeleton
+
+
+def check_model(model: onnx.ModelProto, *, full: bool = False) -> None:
+    """Run the ONNX checker; with ``full`` also strict shape inference. ModelError in one line.
+
+    Big weights stand in as typed inputs: what is found is the same, and no weight is copied.
+    """
+    bare = skeleton(model)
+    bare.graph.value_info.extend(model.graph.value_info)
+    try:
+        onnx.checker.check_model(bare, full_check=full)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+        raise ModelError(
+            f"the model is not valid ONNX: {shorten(error)}",
+            hint="export it again, or repair it with the tool that wrote it",
+        ) from error
+
+
+def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of everything in ``model`` but the graph's initializers."""
+    copy = onnx.ModelProto()
+    for source, target in ((model, copy), (model.graph, copy.graph)):
+        for descriptor, value in source.ListFields():
+            if descriptor.name in ("graph", "initializer"):
+                continue
+            if isinstance(value, (str, bytes, int)):
+                setattr(target, descriptor.name, value)
+            else:
+                getattr(target, descriptor.name).MergeFrom(value)
+    return copy
+
+
+def shorten(error: BaseException, limit: int = 300) -> str:
+    """The error's message as one line of at most ``limit`` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"

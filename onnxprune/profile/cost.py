@@ -1,0 +1,269 @@
+"""Cost of a model: multiply-accumulates and parameters, counted on a file or predicted for a plan.
+
+Every layer's MACs, and every tensor's entries, are a constant times a product of axis sizes. So the
+cost under a plan is a sum of such products over the numbers of kept indices: no model is built.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from onnxprune.errors import ModelError
+from onnxprune.graph.plan import kept_indices
+from onnxprune.graph.prepare import initializer_origin, prepare
+from onnxprune.graph.resize import Array, attribute
+from onnxprune.graph.shapes import infer_concrete
+from onnxprune.graph.structure import BoolArray, IntArray, PruningGraph
+from onnxprune.io.share import shared_initializers
+from onnxprune.profile.products import FloatArray, Products, ProductsBuilder
+
+_FLOATS = frozenset(
+    {
+        TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16,
+        TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2,
+        TensorProto.FLOAT8E5M2FNUZ, TensorProto.FLOAT4E2M1,
+    }
+)  # fmt: skip
+_CONTRACTIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-accumulates of one run at batch 1, and the number of parameters."""
+
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """Cost of one contraction node and the floating constants that it reads."""
+
+    name: str
+    op: str
+    macs: int
+    params: int
+
+
+def count(model: onnx.ModelProto) -> Cost:
+    """Count a model as written, by shape inference at batch 1.
+
+    MACs: Conv, ConvTranspose, Gemm and MatMul (of two activations too), one multiply-accumulate
+    each. Parameters: entries of floating initializers and Constants that have an axis (a scalar is
+    a setting, not a weight), shared ones once. Quantized weights count where they are dequantized.
+    ModelError where a shape that the count needs is unknown.
+    """
+    return Cost(_count_macs(model), _count_params(model))
+
+
+class CostModel:
+    """Cost of a graph under any mask of kept units; made by `CostModel.of`.
+
+    A *product* is a constant times sizes of axes; an axis's size is its fixed indices plus its kept
+    units. All products are evaluated at once from the sizes of the distinct axes.
+    """
+
+    def __init__(self, unit_count: int, macs: Products, params: Products, clones: _Clones) -> None:
+        """Take prepared products; see `CostModel.of`."""
+        self._unit_count = unit_count
+        self._macs, self._params, self._clones = macs, params, clones
+
+    @classmethod
+    def of(cls, graph: PruningGraph) -> CostModel:
+        """The cost model of an analysed graph."""
+        macs, params = ProductsBuilder(graph.axes), ProductsBuilder(graph.axes)
+        readers = {name: node.name for node in graph.model.graph.node for name in node.input}
+        for node in graph.model.graph.node:
+            factors = _macs_factors(node, graph.shapes)
+            if factors is not None:
+                macs.add(node.name, node.op_type, _sized(factors, graph.shapes))
+        clones = _Clones.of(graph)
+        for tensor in graph.model.graph.initializer:
+            if _is_weight(tensor) and tensor.name not in clones.merged:
+                sizes = [(tensor.name, axis, int(dim)) for axis, dim in enumerate(tensor.dims)]
+                params.add(readers.get(tensor.name, ""), "", sizes)
+        return cls(graph.unit_count, macs.build(), params.build(), clones)
+
+    def macs(self, keep: BoolArray) -> int:
+        """Multiply-accumulates at batch 1 when the units in ``keep`` (unit_count,) stay."""
+        return int(self._macs.values(keep).sum())
+
+    def params(self, keep: BoolArray) -> int:
+        """Parameters when the units in ``keep`` (unit_count,) stay."""
+        return int(self._params.values(keep).sum()) - self._clones.saved(keep)
+
+    def marginal_macs(self, keep: BoolArray) -> FloatArray:
+        """What removing one unit of ``keep`` saves in MACs: (unit_count,), the cost's derivative.
+
+        Exact for a unit that occupies one axis of each layer; where one unit is on both sides of a
+        layer the true saving is less by the product of the two (second order). Units that are
+        already gone have what putting them back would cost.
+        """
+        return self._macs.gradient(keep)
+
+    def marginal_params(self, keep: BoolArray) -> FloatArray:
+        """What removing one unit of ``keep`` saves in parameters: (unit_count,), the derivative.
+
+        As `marginal_macs`; that a shared tensor may have to be stored twice is left out.
+        """
+        return self._params.gradient(keep)
+
+    def by_layer(self, keep: BoolArray) -> tuple[LayerCost, ...]:
+        """Cost of each contraction in graph order, with the parameters that its node reads."""
+        params: dict[str, int] = {}
+        for reader, value in zip(self._params.names, self._params.values(keep), strict=True):
+            params[reader] = params.get(reader, 0) + int(value)
+        return tuple(
+            LayerCost(name, op, int(value), params.get(name, 0))
+            for name, op, value in zip(self._macs.names, self._macs.ops, self._macs.values(keep), strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class _Clones:
+    """Initializers that are copies of one another: stored once where they are still equal.
+
+    ``merged`` are copies that stay equal under every plan (same units on every axis). ``families``
+    hold the others, whose values have to be compared.
+    """
+
+    merged: frozenset[str]
+    families: tuple[tuple[TensorProto, ...], ...]
+    axes: Mapping[str, tuple[IntArray | None, ...]]
+
+    @classmethod
+    def of(cls, graph: PruningGraph) -> _Clones:
+        """Find the copies among the initializers of ``graph``."""
+        merged: set[str] = set()
+        families: dict[str, list[TensorProto]] = {}
+        inputs = {value.name for value in graph.model.graph.input}
+        names = {tensor.name for tensor in graph.model.graph.initializer}
+        for tensor in graph.model.graph.initializer:
+            if _is_weight(tensor) and tensor.name not in inputs:
+                families.setdefault(initializer_origin(tensor.name, names), []).append(tensor)
+        several: list[tuple[TensorProto, ...]] = []
+        for family in families.values():
+            distinct: list[TensorProto] = []
+            for tensor in family:
+                if any(_same_axes(graph, tensor, other) for other in distinct):
+                    merged.add(tensor.name)
+                else:
+                    distinct.append(tensor)
+            if len(distinct) > 1:
+                several.append(tuple(distinct))
+        return cls(frozenset(merged), tuple(several), graph.axes)
+
+    def saved(self, keep: BoolArray) -> int:
+        """Entries of tensors that need not be stored, since an equal one is."""
+        total = 0
+        for family in self.families:
+            seen: set[tuple[tuple[int, ...], bytes]] = set()
+            for tensor in family:
+                value = self._kept(tensor, keep)
+                key = (value.shape, value.tobytes())
+                total += value.size if key in seen else 0
+                seen.add(key)
+        return total
+
+    def _kept(self, tensor: TensorProto, keep: BoolArray) -> Array:
+        value: Array = numpy_helper.to_array(tensor)
+        for axis, units in enumerate(self.axes.get(tensor.name, ())):
+            if units is not None:
+                value = np.compress(kept_indices(keep, units), value, axis=axis)
+        return value
+
+
+def _same_axes(graph: PruningGraph, one: TensorProto, other: TensorProto) -> bool:
+    """Whether two copies hold the same units on every axis, and so stay equal under every plan."""
+    if one.data_type != other.data_type or one.dims != other.dims:
+        return False
+    if not np.array_equal(numpy_helper.to_array(one), numpy_helper.to_array(other)):
+        return False
+    nothing = (None,) * len(one.dims)
+    pairs = zip(graph.axes.get(one.name, nothing), graph.axes.get(other.name, nothing), strict=True)
+    return all(a is b or (a is not None and b is not None and np.array_equal(a, b)) for a, b in pairs)
+
+
+def _is_weight(tensor: TensorProto) -> bool:
+    return tensor.data_type in _FLOATS and len(tensor.dims) > 0
+
+
+def _macs_factors(
+    node: onnx.NodeProto, shapes: Mapping[str, Sequence[int]]
+) -> list[tuple[str, Sequence[int]]] | None:
+    """(tensor, axes) whose sizes multiply to the node's MACs; None if it has none.
+
+    Conv: every output entry sums over the weight's other axes (C_in / group, kernel). ConvTranspose:
+    every input entry meets the weight's other axes. Gemm, MatMul: every output entry sums over K.
+    """
+    if node.op_type not in _CONTRACTIONS or node.domain not in ("", "ai.onnx"):
+        return None
+    first, second, output = node.input[0], node.input[1], node.output[0]
+    for name in (first, second, output):
+        if name not in shapes:
+            raise ModelError(
+                f"{node.op_type} {node.name or output!r} can't be counted: the shape of {name!r} is unknown",
+                hint="export the model with fixed input sizes",
+            )
+    rank = len(shapes[second])
+    if node.op_type == "Conv":
+        return [(output, range(len(shapes[output]))), (second, range(1, rank))]
+    if node.op_type == "ConvTranspose":
+        return [(first, range(len(shapes[first]))), (second, range(1, rank))]
+    contracted = len(shapes[first]) - 1
+    if node.op_type == "Gemm":
+        contracted = 0 if attribute(node, "transA", 0) else 1
+    return [(output, range(len(shapes[output]))), (first, [contracted])]
+
+
+def _sized(
+    factors: Sequence[tuple[str, Sequence[int]]], shapes: Mapping[str, Sequence[int]]
+) -> list[tuple[str, int, int]]:
+    return [(tensor, axis, shapes[tensor][axis]) for tensor, axes in factors for axis in axes]
+
+
+def _count_macs(model: onnx.ModelProto) -> int:
+    try:
+        return _macs_of(model, infer_concrete(model))
+    except ModelError:
+        # What inference can't follow (computed shapes) may come out once constants are folded.
+        folded = prepare(model)
+        return _macs_of(folded, infer_concrete(folded))
+
+
+def _macs_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> int:
+    total = 0
+    for node in model.graph.node:
+        factors = _macs_factors(node, shapes)
+        if factors is not None:
+            total += math.prod(size for _, _, size in _sized(factors, shapes))
+    return total
+
+
+def _count_params(model: onnx.ModelProto) -> int:
+    shared = shared_initializers(model)
+    return sum(
+        math.prod(tensor.dims)
+        for tensor in _constants(model)
+        if _is_weight(tensor) and tensor.name not in shared
+    )
+
+
+def _constants(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    yield from model.graph.initializer
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+            for item in node.attribute:
+                if item.name == "value":
+                    constant = TensorProto()
+                    constant.CopyFrom(item.t)
+                    constant.name = node.output[0]
+                    yield constant
+                elif item.name == "value_floats":
+                    yield numpy_helper.from_array(np.asarray(item.floats, np.float32), node.output[0])
