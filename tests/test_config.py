@@ -1,0 +1,178 @@
+"""The configuration: from keywords, from TOML, flags winning, unknown keys named."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onnxprune.config import CompressConfig, merged_options, read_toml
+from onnxprune.errors import UsageError
+from onnxprune.evaluate.preprocess import Preprocess
+from onnxprune.select.budget import Budget
+
+
+def test_options_become_fields() -> None:
+    config = CompressConfig.from_options(
+        {
+            "model": "a.onnx",
+            "macs": "50%",
+            "latency": "4ms",
+            "max-drop": 1.0,
+            "data-term": "hsic",
+            "keep": "*/head/*",
+            "output": "b.onnx",
+            "preprocess": {"mean": "0.5,0.5,0.5", "resize": 256},
+            "seed": None,
+        }
+    )
+    assert set(config.budgets) == {Budget("macs", relative=0.5), Budget("latency", absolute=4.0)}
+    assert config.budget("latency") == Budget("latency", absolute=4.0)
+    assert config.budget("size") is None
+    assert (config.max_drop, config.data_term, config.keep) == (1.0, "hsic", ("*/head/*",))
+    assert config.output == Path("b.onnx")
+    assert config.preprocess == Preprocess(mean=(0.5, 0.5, 0.5), resize=256)
+    assert config.seed == CompressConfig(model="a.onnx").seed
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"method": "stlp"}, "--method 'stlp' is unknown"),
+        ({"data_term": "x"}, "--data-term"),
+        ({"recover": "fine-tune"}, "--recover"),
+        ({"provider": "gpu"}, "--provider"),
+        ({"calibration": 0}, "--calibration 0"),
+        ({"calibration": 1.5}, "--calibration 1.5"),
+        ({"calibration": True}, "--calibration True"),
+        ({"round_to": 0}, "--round-to 0"),
+        ({"threads": 0}, "--threads 0"),
+        ({"seed": -1}, "--seed -1"),
+        ({"max_group_ratio": 0.0}, "--max-group-ratio 0.0"),
+        ({"max_group_ratio": 1.1}, "--max-group-ratio 1.1"),
+        ({"max_group_ratio": "x"}, "--max-group-ratio x"),
+        ({"max_drop": -1.0}, "--max-drop -1.0"),
+        ({"max_drop": float("nan")}, "--max-drop nan"),
+        ({"keep": [3]}, "--keep takes globs"),
+        ({"dry_run": "yes"}, "dry-run is true or false"),
+        ({"plan": 3}, "--plan takes a path"),
+        ({"macs": "50%", "budgets": (Budget("macs", relative=0.4),)}, "given twice"),
+        ({"preprocess": {"maen": 1}}, "maen"),
+        ({"mac": "50%"}, "unknown option 'mac'"),
+        ({"calibrations": 3}, "unknown option 'calibrations'"),
+    ],
+)
+def test_refuses_senseless_values_in_one_line(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        CompressConfig.from_options({"model": "a.onnx", **values})
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_model_is_an_error() -> None:
+    with pytest.raises(UsageError, match="no model"):
+        CompressConfig.from_options({"macs": "50%"})
+
+
+@pytest.mark.parametrize(("written", "meant"), [("metod", "method"), ("max_drops", "max-drop")])
+def test_unknown_keys_name_the_nearest(written: str, meant: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        CompressConfig.from_options({"model": "a.onnx", written: 1})
+    assert caught.value.hint == f"did you mean '{meant}'?"
+
+
+def test_something_must_say_how_far_to_go() -> None:
+    with pytest.raises(UsageError, match="no budget"):
+        CompressConfig(model="a.onnx").check_goal()
+    for options in ({"macs": 0.5}, {"max_drop": 1.0}, {"plan": "p.json"}):
+        CompressConfig.from_options({"model": "a.onnx", **options}).check_goal()
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_toml_is_read_and_its_paths_are_relative_to_it(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "onnxprune.toml",
+        """
+        model = "net.onnx"
+        data = "photos"
+        eval-data = "my.module:batches"
+        macs = 0.5
+        max_drop = 1
+        keep = ["*/head/*"]
+
+        [preprocess]
+        mean = [0.485, 0.456, 0.406]
+        """,
+    )
+    config = CompressConfig.from_toml(path)
+    assert config.model == str(tmp_path / "net.onnx")
+    assert config.data == str(tmp_path / "photos")
+    assert config.eval_data == "my.module:batches"
+    assert config.budgets == (Budget("macs", relative=0.5),)
+    assert config.keep == ("*/head/*",)
+    assert config.preprocess == Preprocess(mean=(0.485, 0.456, 0.406))
+
+
+def test_synthetic_data_is_no_path(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.toml", 'model = "/net.onnx"\ndata = "synthetic"')
+    assert CompressConfig.from_toml(path).data == "synthetic"
+
+
+def test_flags_win_option_by_option(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "c.toml",
+        'model = "m.onnx"\nmacs = "50%"\nsize = "60%"\nseed = 3\n'
+        "[preprocess]\nmean = [1, 2, 3]\nresize = 256",
+    )
+    config = CompressConfig.from_toml(
+        path, {"macs": "40%", "seed": None, "preprocess": {"resize": "224", "crop": None}}
+    )
+    assert config.budget("macs") == Budget("macs", relative=0.4)
+    assert config.budget("size") == Budget("size", relative=0.6)
+    assert config.seed == 3
+    assert config.preprocess == Preprocess(mean=(1, 2, 3), resize=224)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("macs = ", "not valid TOML"),
+        ("mcas = 0.5", "unknown key in"),
+        ("preprocess = 3", "is a table"),
+        ("budgets = []", "unknown key in"),
+    ],
+)
+def test_bad_toml_says_where(tmp_path: Path, text: str, says: str) -> None:
+    path = write(tmp_path / "bad.toml", text)
+    with pytest.raises(UsageError) as caught:
+        read_toml(path)
+    assert says in str(caught.value) and "bad.toml" in str(caught.value)
+
+
+def test_a_missing_or_binary_file_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such configuration file"):
+        read_toml(tmp_path / "none.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="can't read"):
+        read_toml(tmp_path / "binary.toml")
+
+
+def test_merging_leaves_its_arguments_alone() -> None:
+    base = {"macs": 0.5, "preprocess": {"mean": 1}}
+    merged = merged_options(base, {"macs": None, "max-drop": 2.0, "preprocess": {"mean": None, "std": 2}})
+    assert merged == {"macs": 0.5, "max_drop": 2.0, "preprocess": {"mean": 1, "std": 2}}
+    assert base == {"macs": 0.5, "preprocess": {"mean": 1}}
+
+
+def test_a_configuration_is_frozen_and_comparable() -> None:
+    one = CompressConfig.from_options({"model": "a.onnx", "macs": 0.5})
+    assert one == CompressConfig.from_options({"model": "a.onnx", "macs": "50%"})
+    with pytest.raises(AttributeError):
+        one.seed = 1  # type: ignore[misc]  # that it is refused is the point
+    assert all(item.name.islower() for item in fields(one))
