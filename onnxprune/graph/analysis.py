@@ -24,6 +24,9 @@ from onnxprune.graph.units import (
     with_units,
 )
 
+_FIRST_OPSET = 7
+"""Before it, broadcasting and many ops worked in other ways."""
+
 
 def analyze_graph(
     model: onnx.ModelProto, *, input_shapes: Mapping[str, Sequence[int]] | None = None
@@ -50,7 +53,8 @@ def analyze_graph(
     make_rectangular(state.atoms, state.labels)
     pin_whole_axes(state.atoms, state.labels, state.weights)
     units = number_units(state.atoms)
-    shapes = {name: shape for name, shape in shapes.items() if name in _names(graph)}
+    names = _names(graph)
+    shapes = {name: shape for name, shape in shapes.items() if name in names}
     axes = unit_axes(state.labels, state.weights, units, shapes)
     layers = tuple(with_units(layer, units) for layer in state.layers)
     node_values = {node.name: (*node.input, *node.output) for node in graph.node}
@@ -89,8 +93,12 @@ def _follow(node: onnx.NodeProto, state: State) -> None:
     context = Context(node, state)
     bodies = captured(node)
     rule = find_rule(node.domain, node.op_type, state.opset)
-    if rule is None or bodies:
-        context.pin_inputs("its body is left alone" if bodies else "the op has no rule", bodies)
+    if bodies:
+        context.pin_inputs("its body is left alone", bodies)
+    elif rule is None:
+        context.pin_inputs("the op has no rule")
+    elif state.opset < _FIRST_OPSET:
+        context.pin_inputs(f"its opset {state.opset} is older than {_FIRST_OPSET}")
     else:
         try:
             rule(context)

@@ -157,7 +157,9 @@ class Context:
 
     def emit(self, index: int, labels: Labels) -> None:
         """Give an output its labels; they must have its shape."""
-        if not self.emits(index):
+        if not self.emits(index) or (
+            self.node.output[index] not in self.state.shapes and not self.used(index)
+        ):
             return
         if labels.shape != self.out_shape(index):
             raise NoRule(f"its output has shape {list(self.out_shape(index))}, not {list(labels.shape)}")

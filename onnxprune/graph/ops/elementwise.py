@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxprune.graph.labels import DATA, Labels, compact
 from onnxprune.graph.ops.context import Context
-from onnxprune.graph.ops.registry import rule
+from onnxprune.graph.ops.registry import NoRule, rule
 from onnxprune.graph.structure import BoolArray, IntArray
 
 UNARY = [
@@ -110,11 +110,14 @@ def combine(ctx: Context, indices: Sequence[int], start: Labels | None = None) -
         moving.insert(0, start)
     if not moving:
         return Labels.data(ctx.out_shape())
+    shapes = [ctx.shape(index) for index in constant]
+    try:
+        shape = np.broadcast_shapes(*(labels.shape for labels in moving), *shapes)
+    except ValueError:
+        raise NoRule("its inputs' shapes don't fit each other") from None
     result = moving[0]
     for labels in moving[1:]:
         result = meet(ctx, result, labels)
-    shapes = [ctx.shape(index) for index in constant]
-    shape = np.broadcast_shapes(result.shape, *shapes)
     core = result.core.reshape((1,) * (len(shape) - len(result.shape)) + result.core.shape)
     result = Labels(shape, core)
     for index, size in zip(constant, shapes, strict=True):

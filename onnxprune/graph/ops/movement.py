@@ -17,10 +17,19 @@ from onnxprune.graph.ops.registry import NoRule, rule
 from onnxprune.graph.structure import IntArray
 
 
-@rule("DepthToSpace", "SpaceToDepth", "Split", "Tile", "Transpose")
+@rule("Split", "Tile", "Transpose")
 def move(ctx: Context) -> None:
     """Run the op on the labels; its other inputs must be constants."""
     move_labels(ctx)
+
+
+@rule("DepthToSpace", "SpaceToDepth")
+def blocks(ctx: Context) -> None:
+    """Run the op on the labels; whole blocks go, since the block size stays."""
+    why = "its blocks carry channels"
+    source = ctx.uniform(ctx.labels(0), (2, 3), why)
+    (moved,) = run_op(ctx.node, ctx.opset, source.full(), ())
+    ctx.emit(0, ctx.uniform(Labels.of(moved), (2, 3), why))
 
 
 def move_labels(ctx: Context) -> None:
@@ -147,9 +156,8 @@ def _pad_axis(
     indices = np.arange(core.shape[axis])
     indices = indices[max(-amounts[0], 0) : len(indices) - max(-amounts[1], 0)]
     grow = (max(amounts[0], 0), max(amounts[1], 0))
-    if mode != "constant":
-        chosen: Any = mode
-        return core.take(np.pad(indices, grow, mode=chosen), axis=axis)
+    if mode != "constant" and any(grow):
+        raise NoRule(f"it pads channels in mode '{mode}'")
     inner = core.take(indices, axis=axis)
     parts = [inner]
     for side, count in enumerate(grow):
