@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,9 +73,9 @@ class Dataset:
     def warnings(self) -> tuple[str, ...]:
         """Remarks for the report: what was assumed, and what may cost accuracy."""
         remarks = list(self._source.warnings)
-        if self._transform.images and not self._transform.asked:
+        if self._transform.range_assumed:
             unit = "x / 255" if self._transform.settings.scale != 1.0 else "raw 0..255"
-            remarks.append(f"no preprocessing was given: images are fed as {unit}")
+            remarks.append(f"no --mean, --std or --scale was given: images are fed as {unit}")
         return tuple(remarks)
 
     def batches(self, batch_size: int, indices: npt.ArrayLike | None = None) -> Iterator[Batch]:
@@ -136,7 +136,7 @@ class Dataset:
         source = arrays.ArraySource(
             self._source.name, self._source.format, kept, self.labels, self._source.warnings
         )
-        done = Transform(self.spec, _without_geometry(self._transform.settings), *self._kind())
+        done = replace(self._transform, settings=replace(self._transform.settings, resize=None, crop=None))
         return Dataset(source, done, np.arange(len(self)), self.labels, self._split)
 
     def describe(self) -> dict[str, Any]:
@@ -151,9 +151,6 @@ class Dataset:
             "classes": None if self.labels is None else len(np.unique(self.labels)),
             "preprocess": None if preprocess is None else preprocess.to_dict(),
         }
-
-    def _kind(self) -> tuple[bool, bool]:
-        return self._transform.images, self._transform.asked
 
     def _batch(self, indices: IntArray) -> Batch:
         inputs = self._transform(self._source.read(self._rows[indices]))
@@ -189,7 +186,9 @@ def load_dataset(
             raise DataError(
                 f"a data set object has no split '{chosen.name}'", hint="use a row range such as :300"
             )
-        recorded = recorded or data.preprocess
+        if data.preprocess is not None:
+            # The layout belongs to the input that it was prepared for.
+            recorded = replace(data.preprocess, layout=None)
     else:
         if isinstance(data, str) and data == SYNTHETIC:
             opened = synthetic.SyntheticSource(spec, preprocess or recorded, samples, seed)
@@ -291,11 +290,3 @@ def _open_group(files: list[Path], name: str) -> Source:
     if len(files) > 1:
         raise DataError(f"{name} is several files: {', '.join(item.name for item in files)}", hint="name one")
     return _open_file(files[0], str(files[0]), None)
-
-
-def _without_geometry(settings: Preprocess) -> Preprocess:
-    """The same settings for images that already have their final size."""
-    values = settings.to_dict()
-    values.pop("resize", None)
-    values.pop("crop", None)
-    return Preprocess.from_dict(values)

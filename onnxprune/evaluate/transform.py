@@ -17,7 +17,7 @@ Array = npt.NDArray[Any]
 Samples = Array | list[Image.Image]
 """Raw samples: an array (n, ...), or n decoded images of any size and mode."""
 
-_RESIZE_HINT = "--resize and --crop bring images to the model's input size"
+_RESIZE_HINT = "--resize and --crop bring images to the model's input size; check --layout and --color too"
 
 
 def are_images(samples: Samples, spec: TensorSpec) -> bool:
@@ -32,13 +32,15 @@ class Transform:
     """Brings raw samples into the shape, layout and element type of one model input.
 
     ``settings`` has every field filled in (see `Preprocess.resolve`); ``asked`` says whether the user
-    gave any, without which arrays that are not images are only cast.
+    gave any, without which arrays that are not images are only cast; ``range_assumed`` whether images
+    go in by the default scale, no mean, std or scale being given.
     """
 
     spec: TensorSpec
     settings: Preprocess
     images: bool
     asked: bool
+    range_assumed: bool
 
     @classmethod
     def bind(cls, preprocess: Preprocess | None, spec: TensorSpec, samples: Samples) -> Transform:
@@ -61,7 +63,8 @@ class Transform:
                     f"--{name} has {len(values)} values, the model's input has {channels} channels",
                     hint="give one value, or one for each channel",
                 )
-        return cls(spec, settings, images, not given.is_empty)
+        assumed = images and given.mean is None and given.std is None and given.scale is None
+        return cls(spec, settings, images, not given.is_empty, assumed)
 
     def __call__(self, samples: Samples) -> Array:
         """Model-ready inputs (n, ...) from raw samples; DataError where they do not fit."""
@@ -155,12 +158,13 @@ class Transform:
         if not self.asked:
             return np.ascontiguousarray(arrays.astype(self.spec.dtype, copy=False))
         layout = self.settings.layout
-        if arrays.ndim == 4 and not self.spec.accepts(arrays.shape):
-            other = (0, 3, 1, 2) if layout == "nchw" else (0, 2, 3, 1)
-            turned = tuple(arrays.shape[axis] for axis in other)
-            if self.settings.crop is not None or self.spec.accepts(turned):
-                arrays = arrays.transpose(other)
         if arrays.ndim == 4:
+            # Channels are found by their number: arrays may come in the other layout.
+            channels_first = layout == "nchw"
+            here, there = (1, 3) if channels_first else (3, 1)
+            wanted = channel_count(self.spec, layout or "nchw")
+            if wanted is not None and arrays.shape[here] != wanted == arrays.shape[there]:
+                arrays = arrays.transpose((0, 3, 1, 2) if channels_first else (0, 2, 3, 1))
             arrays = self._cropped_arrays(arrays)
         elif self.settings.crop is not None or self.settings.resize is not None:
             raise DataError(

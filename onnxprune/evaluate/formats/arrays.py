@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from onnxprune.evaluate.transform import Samples
 from onnxprune.graph.structure import IntArray
 
 Array = npt.NDArray[Any]
+
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class ArraySource(Source):
@@ -65,7 +68,7 @@ def open_npz(path: Path, name: str, split: str | None) -> Source:
             image_key, label_key = _keys(keys, name, split)
             samples = archive[image_key]
             labels = None if label_key is None else archive[label_key]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise DataError(
             f"{name} can't be read as .npz: {error}",
             hint="write it with numpy.savez, without pickled objects",
@@ -77,7 +80,7 @@ def open_npy(path: Path, name: str) -> Source:
     """A ``.npy`` of samples (n, ...) without labels, mapped and not loaded."""
     try:
         samples = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except _UNREADABLE as error:
         raise DataError(
             f"{name} can't be read as .npy: {error}", hint="write it with numpy.save, without pickled objects"
         ) from error
