@@ -69,18 +69,33 @@ class SkippedGroup:
 
 
 @dataclass(frozen=True)
-class ClassStructure:
-    """What selection knew about the classes: their similarity and what it was made into.
+class ClassMerge:
+    """An inner node of the class tree: the nodes it joins, and its height in 0..1."""
 
-    ``similarity`` (C, C) is the correlation of the classes' responses. ``merges`` (C - 1) describe
-    the tree as scipy's linkage does: the two joined nodes and the height in 0..1; node ``C + i`` is
-    the ``i``-th merge. ``edges`` are the graph: two classes and their signed correlation.
+    children: tuple[int, ...]
+    height: float
+
+
+@dataclass(frozen=True)
+class ClassEdge:
+    """An edge of the class graph, with the signed correlation of its two classes."""
+
+    first: int
+    second: int
+    correlation: float
+
+
+@dataclass(frozen=True)
+class ClassStructure:
+    """What selection knew about the classes: what their responses' correlation was made into.
+
+    ``names`` (C,) number the classes. ``merges`` are the tree, children first: its ``i``-th is node
+    ``C + i``, the classes themselves being nodes 0 to ``C - 1``. ``edges`` are the graph.
     """
 
     names: tuple[str, ...]
-    similarity: tuple[tuple[float, ...], ...] = ()
-    merges: tuple[tuple[int, int, float], ...] = ()
-    edges: tuple[tuple[int, int, float], ...] = ()
+    merges: tuple[ClassMerge, ...] = ()
+    edges: tuple[ClassEdge, ...] = ()
 
 
 @dataclass(frozen=True)
