@@ -39,7 +39,8 @@ class Preprocess:
     * ``crop``: centre crop, an int or ``(height, width)``; the model's input size where ``resize`` is
       given. With neither, larger image files are fitted to the model's input (shorter side, then crop).
     * ``layout``: of the model's input; read from its shape.
-    * ``color``: channel order of the model's input, to which images are brought; ``gray`` where it has one channel, else ``rgb``.
+    * ``color``: channel order of the model's input, to which images are brought; ``gray`` where it has
+      one channel, else ``rgb``.
 
     Raises UsageError for values that make no sense.
     """

@@ -20,7 +20,7 @@ from onnxprune.profile.providers import (
     choose_provider,
 )
 from onnxprune.profile.spec import TensorSpec, describe_shape
-from onnxprune.profile.taps import cut_to, detach_weights
+from onnxprune.profile.taps import cut_to, detach_weights, weight_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 
 _FATAL: Final = 4
 _DETACH_ABOVE = 1 << 30
-"""Bytes of model above which weights are handed over beside the protobuf, whose limit is 2 GiB."""
+"""Bytes of weights above which weights are handed over beside the protobuf, whose limit is 2 GiB."""
 
 _DTYPES: Final[dict[str, type[np.generic]]] = {
     "tensor(float)": np.float32,
@@ -254,7 +254,7 @@ def open_session(
 
 def _start(model: onnx.ModelProto, options: ort.SessionOptions, provider: Provider) -> ort.InferenceSession:
     try:
-        if model.ByteSize() > _DETACH_ABOVE:
+        if weight_bytes(model) > _DETACH_ABOVE:
             model, weights = detach_weights(model)
             values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
             options.add_external_initializers(list(weights), values)

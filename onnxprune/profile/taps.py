@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError
 
@@ -81,6 +82,11 @@ def cut_to(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
     return cut
 
 
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of the model's initializers, from their shapes: measuring the message would serialize it."""
+    return sum(_bytes(tensor) for tensor in model.graph.initializer)
+
+
 def detach_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, npt.NDArray[Any]]]:
     """A copy of ``model`` without its large weights, and these as arrays by name.
 
@@ -100,7 +106,7 @@ def detach_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, n
     target.quantization_annotation.extend(source.quantization_annotation)
     weights: dict[str, npt.NDArray[Any]] = {}
     for tensor in source.initializer:
-        if tensor.data_type not in _NUMPY_TYPES or tensor.ByteSize() <= _SMALL:
+        if tensor.data_type not in _NUMPY_TYPES or _bytes(tensor) <= _SMALL:
             target.initializer.append(tensor)
             continue
         weights[tensor.name] = np.ascontiguousarray(numpy_helper.to_array(tensor))
@@ -112,6 +118,10 @@ def detach_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, n
         entry = stub.external_data.add()
         entry.key, entry.value = "location", "detached-weights"
     return skeleton, weights
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    return math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
 def _reads(node: onnx.NodeProto) -> Iterable[str]:
