@@ -20,7 +20,7 @@ from onnxprune.graph.plan import Plan, validate
 from onnxprune.graph.resize import attribute
 from onnxprune.graph.shapes import skeleton
 from onnxprune.graph.structure import PruningGraph
-from onnxprune.io.limits import PROTOBUF_LIMIT
+from onnxprune.io.limits import INLINE_LIMIT, weight_bytes
 from onnxprune.io.save import save
 from onnxprune.io.validate import shorten, without_initializers
 
@@ -114,7 +114,7 @@ def relative_error(wanted: Array, found: Array) -> float:
         return float("inf")
     if not finite.any():
         return 0.0
-    return float(np.abs(a - b)[finite].max() / max(1e-6, np.abs(a[finite]).max()))
+    return float(np.abs(a[finite] - b[finite]).max() / max(1e-6, np.abs(a[finite]).max()))
 
 
 def contracted_axes(node: onnx.NodeProto, kept: Kept) -> Iterator[tuple[int, int]]:
@@ -166,7 +166,7 @@ def _session(model: onnx.ModelProto, kind: type[OnnxPruneError], message: str) -
     # Fusions differ between the two models, and would raise the floor of rounding errors.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        if model.ByteSize() > PROTOBUF_LIMIT:
+        if weight_bytes(model) > INLINE_LIMIT:
             with tempfile.TemporaryDirectory() as folder:
                 path = save(model, Path(folder, "model.onnx"), external_data=True)[0]
                 return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -91,9 +91,6 @@ def must_keep_one(graph: PruningGraph) -> tuple[IntArray, ...]:
     left out: they follow.
     """
     sets: dict[bytes, IntArray] = {}
-    for group in graph.groups:
-        units = np.unique(group.units)
-        sets[units.tobytes()] = units
     for axes in graph.axes.values():
         for entry in axes:
             if entry is None or not len(entry) or (entry == FIXED).any():
@@ -115,12 +112,6 @@ def validate(graph: PruningGraph, plan: Plan) -> None:
             f"the plan decides {keep.size} units as {keep.dtype}; the model has {graph.unit_count} (bool)",
             hint="make the plan from the analysis of this very model",
         )
-    for group in graph.groups:
-        if not keep[group.units].any():
-            raise PlanError(
-                f"the plan removes all {len(group.units)} channels of the group {group.name!r}",
-                hint="at least one channel of every group must stay",
-            )
     checked: set[bytes] = set()
     for tensor, axes in graph.axes.items():
         for axis, units in enumerate(axes):
@@ -128,15 +119,15 @@ def validate(graph: PruningGraph, plan: Plan) -> None:
                 continue
             checked.add(key)
             if len(units) and not kept_indices(keep, units).any():
+                owners = [group for group in graph.groups if np.isin(group.units, units).any()]
+                names = ", ".join(repr(group.name) for group in owners) or "its producer"
+                whole = len(owners) == 1 and not keep[owners[0].units].any()
                 raise PlanError(
-                    f"the plan leaves nothing on axis {axis} of the tensor {tensor!r}",
-                    hint=f"keep a channel of {_owners(graph, units)}",
+                    f"the plan removes all {len(owners[0].units)} channels of the group {names}"
+                    if whole
+                    else f"the plan leaves nothing on axis {axis} of the tensor {tensor!r}",
+                    hint=f"keep a channel of {names}",
                 )
-
-
-def _owners(graph: PruningGraph, units: IntArray) -> str:
-    wanted = np.unique(units[units != FIXED])
-    return ", ".join(repr(g.name) for g in graph.groups if np.isin(g.units, wanted).any()) or "its producer"
 
 
 def _group_json(group: Group, keep: BoolArray) -> str:

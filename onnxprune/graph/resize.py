@@ -103,23 +103,32 @@ def resize(node: onnx.NodeProto, edits: Edits) -> None:
 
 
 def _conv(node: onnx.NodeProto, edits: Edits) -> None:
-    groups = attribute(node, "group", 1)
-    if groups > 1:
-        _set_groups(node, edits.kept.size(node.input[0], 1), edits.kept.size(node.input[1], 1), groups)
+    _set_groups(node, edits.kept.size(node.input[0], 1), edits)
+    _check_bias(node, edits.kept.size(node.input[1], 0), edits)
 
 
 def _conv_transpose(node: onnx.NodeProto, edits: Edits) -> None:
-    groups = attribute(node, "group", 1)
-    if groups > 1:
-        _set_groups(node, edits.kept.size(node.output[0], 1), edits.kept.size(node.input[1], 1), groups)
+    _set_groups(node, edits.kept.size(node.output[0], 1), edits)
+    _check_bias(node, edits.kept.size(node.output[0], 1), edits)
 
 
-def _set_groups(node: onnx.NodeProto, channels: int, per_group: int, before: int) -> None:
-    """Groups that stay: a grouped weight holds the channels of one group along its axis 1."""
-    if channels % per_group:
+def _set_groups(node: onnx.NodeProto, channels: int, edits: Edits) -> None:
+    """Groups that stay: the weight holds the ``channels`` of one group along its axis 1.
+
+    The checker and onnxruntime's loader accept a weight of the wrong width, so it is refused here.
+    """
+    before, per_group = attribute(node, "group", 1), edits.kept.size(node.input[1], 1)
+    groups, rest = divmod(channels, per_group)
+    if rest or edits.kept.size(node.input[1], 0) % groups or (before == 1 and groups != 1):
         raise _mismatch(node, f"{channels} channels don't split into groups of {per_group}")
-    if channels // per_group != before:
-        set_attribute(node, "group", channels // per_group)
+    if groups != before:
+        set_attribute(node, "group", groups)
+
+
+def _check_bias(node: onnx.NodeProto, channels: int, edits: Edits) -> None:
+    bias = input_name(node, 2)
+    if bias and edits.kept.size(bias, 0) != channels:
+        raise _mismatch(node, f"its bias would not have {channels} entries")
 
 
 def _group_normalization(node: onnx.NodeProto, edits: Edits) -> None:
@@ -163,7 +172,7 @@ def _edit_shape(node: onnx.NodeProto, position: int, output: str, edits: Edits) 
     for piece, name in enumerate(producer.input):
         value = edits.constant(producer, piece)
         if value is not None:
-            edits.set_constant(producer, piece, _with_sizes(value, -offset, sizes, node, edits))
+            edits.set_constant(producer, piece, _with_sizes(value, offset, sizes, node, edits))
         offset += edits.kept.shape(name)[0] if value is None else len(value)
 
 
@@ -217,18 +226,20 @@ def _split(node: onnx.NodeProto, edits: Edits) -> None:
     if edits.opset >= 13:
         if edits.constant(node, 1) is not None:
             edits.set_constant(node, 1, np.asarray(sizes, np.int64))
-        elif sizes != _default_split(total, parts):
+        elif sizes != _default_split(total, parts, edits.opset):
             remove_attribute(node, "num_outputs")
             del node.input[1:]
             node.input.append(edits.add_constant(node, "sizes", np.asarray(sizes, np.int64)))
-    elif attribute(node, "split", None) is not None or sizes != _default_split(total, parts):
+    elif attribute(node, "split", None) is not None or sizes != _default_split(total, parts, edits.opset):
         set_attribute(node, "split", sizes)
 
 
-def _default_split(total: int, parts: int) -> list[int]:
-    """Sizes of a Split that states none: equal ones, the last smaller (opset 18 on)."""
-    each = -(-total // parts)
-    return [each] * (parts - 1) + [total - each * (parts - 1)]
+def _default_split(total: int, parts: int, opset: int) -> list[int]:
+    """Sizes of a Split that states none: equal ones, or from opset 18 on a smaller last one; else []."""
+    each, rest = divmod(total, parts)
+    if rest == 0:
+        return [each] * parts
+    return [each + 1] * (parts - 1) + [total - (each + 1) * (parts - 1)] if opset >= 18 else []
 
 
 def _slice(node: onnx.NodeProto, edits: Edits) -> None:

@@ -99,7 +99,8 @@ def _replaced(tensor: TensorProto, value: Array) -> TensorProto:
         new.raw_data = value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
     else:
         new = numpy_helper.from_array(value, tensor.name)
-    new.doc_string = tensor.doc_string
+    if tensor.doc_string:
+        new.doc_string = tensor.doc_string
     new.metadata_props.extend(tensor.metadata_props)
     return new
 

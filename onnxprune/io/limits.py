@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import onnx
+from google.protobuf.message import Message
 from onnx import TensorProto
 
 from onnxprune.errors import ModelError
@@ -19,6 +20,9 @@ MIN_IR, MAX_IR = 3, 13
 
 PROTOBUF_LIMIT = 2**31 - 1
 """Bytes that one protobuf message may hold; larger models keep their weights in a file of their own."""
+
+INLINE_LIMIT = 2_000_000_000
+"""Bytes of weights up to which they are written into the model file itself; the rest is the graph's."""
 
 _BITS: dict[int, int] = {
     TensorProto.FLOAT: 32,
@@ -57,6 +61,9 @@ _TYPED_FIELD: dict[int, tuple[str, int]] = {
 }
 
 
+_DAMAGED = "the file is damaged: export or download it again"
+
+
 def memory_limit() -> int:
     """Bytes of memory that this process may use: the machine's, or its control group's if that is less."""
     limit = 2**63 - 1
@@ -72,7 +79,7 @@ def memory_limit() -> int:
 def tensor_bytes(tensor: TensorProto) -> int:
     """Bytes that the stated shape and type of ``tensor`` need; ModelError if they make no sense."""
     if any(dim < 0 for dim in tensor.dims):
-        raise ModelError(f"tensor {tensor.name!r} states a negative size: {list(tensor.dims)}")
+        raise ModelError(f"tensor {tensor.name!r} states a negative size: {list(tensor.dims)}", hint=_DAMAGED)
     bits = _BITS.get(tensor.data_type)
     if bits is None:
         raise ModelError(
@@ -80,6 +87,11 @@ def tensor_bytes(tensor: TensorProto) -> int:
             hint="convert the model's weights to float32 or float16",
         )
     return -(-_elements(tensor) * bits // 8)
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of the raw data of all initializers; protobuf's own count would serialize the model."""
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
 
 
 def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -115,6 +127,12 @@ def all_tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
             yield from attribute.tensors
 
 
+def check_text(model: onnx.ModelProto) -> None:
+    """ModelError unless every string of the model is UTF-8: protobuf gives bytes for one that is not."""
+    if not _is_text(model):
+        raise ModelError("the model holds names that are not text", hint=_DAMAGED)
+
+
 def check_tensors(model: onnx.ModelProto, folder: Path | None, limit: int) -> tuple[Path, ...]:
     """Check every tensor's claims against the bytes that are there; nothing is allocated.
 
@@ -137,7 +155,7 @@ def check_tensors(model: onnx.ModelProto, folder: Path | None, limit: int) -> tu
                     raise ModelError(
                         f"tensor {tensor.name!r} states shape {list(tensor.dims)} ({need} bytes) "
                         f"but holds {len(tensor.raw_data)} bytes",
-                        hint="the file is damaged: export or download it again",
+                        hint=_DAMAGED,
                     )
             else:
                 _check_typed(tensor)
@@ -147,6 +165,24 @@ def check_tensors(model: onnx.ModelProto, folder: Path | None, limit: int) -> tu
             hint="run on a machine with more memory",
         )
     return tuple(files)
+
+
+def _is_text(message: Message) -> bool:
+    if isinstance(message, TensorProto):  # its fields are not listed: that would copy the weights
+        pairs = (*message.external_data, *message.metadata_props)
+        texts = [
+            message.name,
+            message.doc_string,
+            *(text for pair in pairs for text in (pair.key, pair.value)),
+        ]
+        return all(isinstance(text, str) for text in texts)
+    for field, value in message.ListFields():
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        for item in [value] if isinstance(value, (Message, str, bytes)) else value:
+            if not (_is_text(item) if isinstance(item, Message) else isinstance(item, str)):
+                return False
+    return True
 
 
 def _elements(tensor: TensorProto) -> int:
@@ -176,7 +212,7 @@ def _check_count(tensor: TensorProto, held: int, need: int) -> None:
     if held != need:
         raise ModelError(
             f"tensor {tensor.name!r} states shape {list(tensor.dims)} but holds {held} values, not {need}",
-            hint="the file is damaged: export or download it again",
+            hint=_DAMAGED,
         )
 
 
@@ -196,7 +232,8 @@ def _check_external(tensor: TensorProto, folder: Path | None) -> Path:
     if length != need:
         raise ModelError(
             f"tensor {tensor.name!r} states shape {list(tensor.dims)} ({need} bytes) "
-            f"but {length} bytes of external data"
+            f"but {length} bytes of external data",
+            hint=_DAMAGED,
         )
     if offset + length > size:
         raise ModelError(
@@ -229,5 +266,7 @@ def _contained(folder: Path, location: str, name: str) -> Path:
 def _integer(entries: dict[str, str], key: str, default: int, tensor: TensorProto) -> int:
     text = entries.get(key, str(default))
     if not (text.isascii() and text.isdigit()) or len(text) > 18:
-        raise ModelError(f"tensor {tensor.name!r} states the external {key} {text[:40]!r}, not a number")
+        raise ModelError(
+            f"tensor {tensor.name!r} states the external {key} {text[:40]!r}, not a number", hint=_DAMAGED
+        )
     return int(text)

@@ -62,6 +62,7 @@ def load(source: str | Path | bytes | onnx.ModelProto, *, memory: int | None = N
             data = _read(path, limit)
         model, digest = _parse(data, path), hashlib.sha256(data).hexdigest()
         del data
+    limits.check_text(model)
     _check_versions(model)
     folder = path.parent if path is not None else None
     files = limits.check_tensors(model, folder, limit)
@@ -121,6 +122,8 @@ def _parse(data: bytes, path: Path | None) -> onnx.ModelProto:
 def _load_external(model: onnx.ModelProto, folder: Path) -> None:
     try:
         external_data_helper.load_external_data_for_model(model, str(folder))
+        for tensor in limits.all_tensors(model):
+            tensor.ClearField("data_location")
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
         raise ModelError(
             f"can't read the model's external data: {shorten(error)}",
@@ -141,7 +144,10 @@ def _check_versions(model: onnx.ModelProto) -> None:
     if not versions:
         raise ModelError("the model names no version of the ONNX operator set", hint="export it again")
     if len(set(versions)) > 1:
-        raise ModelError(f"the model names several versions of the ONNX operator set: {sorted(versions)}")
+        raise ModelError(
+            f"the model names several versions of the ONNX operator set: {sorted(versions)}",
+            hint="export it again",
+        )
     if not limits.MIN_OPSET <= versions[0] <= limits.MAX_OPSET:
         raise ModelError(
             f"the model uses opset {versions[0]}; "

@@ -37,7 +37,7 @@ def save(
     """
     target = Path(path)
     shared = _share(model)
-    external = external_data or shared.ByteSize() > limits.PROTOBUF_LIMIT
+    external = external_data or limits.weight_bytes(shared) > limits.INLINE_LIMIT
     targets = [target, target.with_name(target.name + ".data")] if external else [target]
     _check_targets(targets, overwrite, _paths(protect))
     try:
@@ -111,11 +111,9 @@ def _externalise(model: onnx.ModelProto, data: Path) -> onnx.ModelProto:
                 continue
             stream.write(b"\0" * (-stream.tell() % _ALIGNMENT))
             reference = shell.graph.initializer.add()
-            reference.name, reference.data_type, reference.doc_string = (
-                tensor.name,
-                tensor.data_type,
-                tensor.doc_string,
-            )
+            reference.name, reference.data_type = tensor.name, tensor.data_type
+            if tensor.doc_string:
+                reference.doc_string = tensor.doc_string
             reference.dims.extend(tensor.dims)
             reference.metadata_props.extend(tensor.metadata_props)
             reference.data_location = TensorProto.EXTERNAL
