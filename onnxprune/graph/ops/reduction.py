@@ -7,10 +7,13 @@ from onnxprune.graph.ops.context import Context
 from onnxprune.graph.ops.registry import NoRule, rule
 
 _WHY = "it reduces over channels"
-_REDUCE = ["L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"]
+REDUCTIONS = tuple(
+    f"Reduce{name}"
+    for name in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
+)
 
 
-@rule(*(f"Reduce{name}" for name in _REDUCE))
+@rule(*REDUCTIONS)
 def reduce(ctx: Context) -> None:
     """Drop the reduced axes, named by attribute or, from later opsets on, by input 1."""
     labels = ctx.labels(0)

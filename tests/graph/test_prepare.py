@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune.errors import ModelError
+from onnxprune.graph.prepare import initializer_origin, prepare
+from tests.model_builder import Builder
+
+
+def run(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, feed)
+
+
+def graph_of(
+    nodes: list[onnx.NodeProto], initializers: dict[str, np.ndarray], *, ir: int = 8, opset: int = 17,
+    shape: tuple[int | str, ...] = ("batch", 4), listed: bool = False,
+) -> onnx.ModelProto:  # fmt: skip
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
+    tensors = [numpy_helper.from_array(value, name) for name, value in initializers.items()]
+    if listed:
+        inputs += [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in tensors]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
+
+
+def shape_arithmetic() -> onnx.ModelProto:
+    """Shape -> Gather -> Unsqueeze -> Concat([batch, -1]) -> Reshape, as exporters leave it."""
+    b = Builder(opset=13)
+    x = b.conv(b.input((1, 3, 4, 4), dynamic=True), 5, 3)
+    size = b.node("Gather", [b.node("Shape", [x]), b.constant(np.int64(0))], axis=0)
+    parts = [b.node("Unsqueeze", [size, b.ints([0])]), b.ints([-1])]
+    flat = b.node("Reshape", [x, b.node("Concat", parts, axis=0)])
+    return b.model(b.gemm(b.shaped(flat, 1, 80), 3))
+
+
+def test_a_dynamic_batch_does_not_keep_shape_arithmetic() -> None:
+    model = shape_arithmetic()
+    prepared = prepare(model)
+    assert [node.op_type for node in prepared.graph.node] == ["Conv", "Reshape", "Gemm"]
+    target = next(t for t in prepared.graph.initializer if t.name == prepared.graph.node[1].input[1])
+    assert numpy_helper.to_array(target).tolist() == [0, -1]
+    x = np.random.default_rng(0).standard_normal((3, 3, 4, 4)).astype(np.float32)
+    assert np.array_equal(run(model, {"x": x})[0], run(prepared, {"x": x})[0])
+
+
+def test_the_input_model_is_not_changed_and_its_facts_stay() -> None:
+    model = shape_arithmetic()
+    helper.set_model_props(model, {"author": "somebody"})
+    model.doc_string, model.producer_name = "about", "tool"
+    model.graph.node[0].doc_string = "the first"
+    before = model.SerializeToString()
+    prepared = prepare(model)
+    assert model.SerializeToString() == before
+    assert prepared.metadata_props[0].value == "somebody"
+    assert (prepared.doc_string, prepared.producer_name) == ("about", "tool")
+    assert prepared.graph.node[0].doc_string == "the first"
+    assert prepared.opset_import == model.opset_import and prepared.ir_version == max(4, model.ir_version)
+    assert prepared.graph.input == model.graph.input and prepared.graph.output == model.graph.output
+
+
+def test_constants_are_folded_to_the_values_that_the_runtime_computes() -> None:
+    weight = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+    model = graph_of(
+        [
+            helper.make_node("Constant", [], ["two"], value=numpy_helper.from_array(np.float32(2))),
+            helper.make_node("Constant", [], ["perm_of"], value_ints=[1, 0]),
+            helper.make_node("Transpose", ["w"], ["wt"], perm=[1, 0]),
+            helper.make_node("Mul", ["wt", "two"], ["w2"]),
+            helper.make_node("ConstantOfShape", ["perm_of"], ["unused"]),
+            helper.make_node("MatMul", ["x", "w2"], ["y"]),
+        ],
+        {"w": weight},
+    )
+    prepared = prepare(model)
+    assert [node.op_type for node in prepared.graph.node] == ["MatMul"]
+    assert [t.name for t in prepared.graph.initializer] == ["w2"]
+    assert np.array_equal(numpy_helper.to_array(prepared.graph.initializer[0]), weight.T * 2)
+
+
+def test_random_numbers_and_quantisation_are_not_folded() -> None:
+    model = graph_of(
+        [
+            helper.make_node("DequantizeLinear", ["q", "s"], ["w"]),
+            helper.make_node("RandomUniformLike", ["s4"], ["r"], seed=1.0),
+            helper.make_node("MatMul", ["x", "w"], ["m"]),
+            helper.make_node("Add", ["m", "r"], ["y"]),
+        ],
+        {
+            "q": np.ones((4, 4), np.int8),
+            "s": np.float32(0.5),
+            "s4": np.ones(4, np.float32),
+        },
+    )
+    ops = [node.op_type for node in prepare(model).graph.node]
+    assert ops == ["DequantizeLinear", "RandomUniformLike", "MatMul", "Add"]
+
+
+def test_a_constant_graph_output_stays_computed() -> None:
+    model = graph_of([helper.make_node("Neg", ["c"], ["y"])], {"c": np.ones(4, np.float32)})
+    assert [node.op_type for node in prepare(model).graph.node] == ["Neg"]
+
+
+def test_a_small_file_cannot_ask_for_a_huge_constant() -> None:
+    nodes = [
+        helper.make_node("ConstantOfShape", ["size"], ["big"]),
+        helper.make_node("ReduceSum", ["big"], ["total"], keepdims=0),
+        helper.make_node("Add", ["x", "total"], ["y"]),
+    ]
+    model = graph_of(nodes, {"size": np.array([1 << 20, 1 << 20], np.int64)})
+    assert "ConstantOfShape" in [node.op_type for node in prepare(model).graph.node]
+
+
+def test_nodes_get_unique_names_and_keep_those_they_have() -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"], name="act"),
+        helper.make_node("Relu", ["a"], ["b"], name="act"),
+        helper.make_node("Relu", ["b"], ["c"]),
+        helper.make_node("Relu", ["c"], ["y"], name="act_1"),
+    ]
+    names = [node.name for node in prepare(graph_of(nodes, {})).graph.node]
+    assert names[0] == "act" and names[3] == "act_1"
+    assert len(set(names)) == 4 and all(names)
+
+
+def test_each_initializer_is_read_once_and_knows_its_origin() -> None:
+    nodes = [
+        helper.make_node("Add", ["x", "c"], ["a"]),
+        helper.make_node("Mul", ["a", "c"], ["b"]),
+        helper.make_node("Add", ["c", "b"], ["y"]),
+    ]
+    model = graph_of(nodes, {"c": np.arange(4, dtype=np.float32)})
+    prepared = prepare(model)
+    reads = [name for node in prepared.graph.node for name in node.input]
+    names = [t.name for t in prepared.graph.initializer]
+    assert len(names) == 3 and all(reads.count(name) == 1 for name in names)
+    assert {initializer_origin(name, names) for name in names} == {"c"}
+    assert initializer_origin("c::1", ["c::1"]) == "c::1"
+    x = np.ones((2, 4), np.float32)
+    assert np.array_equal(run(model, {"x": x})[0], run(prepared, {"x": x})[0])
+
+
+def test_ir_3_weights_become_constants() -> None:
+    nodes = [helper.make_node("Add", ["x", "c"], ["y"])]
+    prepared = prepare(graph_of(nodes, {"c": np.ones(4, np.float32)}, ir=3, opset=8, listed=True))
+    assert prepared.ir_version == 4
+    assert [value.name for value in prepared.graph.input] == ["x"]
+
+
+def test_inputs_with_defaults_stay_inputs_and_are_not_folded_into_others() -> None:
+    nodes = [helper.make_node("Neg", ["c"], ["d"]), helper.make_node("Add", ["x", "d"], ["y"])]
+    prepared = prepare(graph_of(nodes, {"c": np.ones(4, np.float32)}, listed=True))
+    assert [value.name for value in prepared.graph.input] == ["x", "c"]
+    assert [node.op_type for node in prepared.graph.node] == ["Neg", "Add"]
+
+
+def test_what_a_body_captures_keeps_its_name() -> None:
+    body = helper.make_graph(
+        [helper.make_node("Add", ["x", "c"], ["inner"])],
+        "body", [], [helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    nodes = [
+        helper.make_node("Add", ["x", "c"], ["a"]),
+        helper.make_node("ReduceSum", ["x"], ["s"], keepdims=0),
+        helper.make_node("Cast", ["s"], ["flag"], to=TensorProto.BOOL),
+        helper.make_node("If", ["flag"], ["b"], then_branch=body, else_branch=body),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+    model = graph_of(nodes, {"c": np.ones(4, np.float32)})
+    prepared = prepare(model)
+    assert {t.name for t in prepared.graph.initializer} == {"c", "c::1"}
+    assert prepared.graph.node[0].input[1] == "c::1"
+    x = np.ones((2, 4), np.float32)
+    assert np.array_equal(run(model, {"x": x})[0], run(prepared, {"x": x})[0])
+
+
+def test_malformed_graphs_are_refused() -> None:
+    late = [helper.make_node("Relu", ["a"], ["y"]), helper.make_node("Relu", ["x"], ["a"])]
+    with pytest.raises(ModelError, match="before anything computes it"):
+        prepare(graph_of(late, {}))
+    twice = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Neg", ["x"], ["y"])]
+    with pytest.raises(ModelError, match="computed twice"):
+        prepare(graph_of(twice, {}))
+    with pytest.raises(ModelError, match="no nodes"):
+        prepare(graph_of([], {}))
