@@ -239,11 +239,43 @@ def reduce_space(b: Builder, draw: Draw, x: str) -> str:
     return b.like("Add", x, b.shaped(y, n, c, 1, 1)) if pick(draw, 0, 1) else b.shaped(y, n, c, 1, 1)
 
 
+def other_ranks(b: Builder, draw: Draw, x: str) -> str:
+    """A fifth axis in front of the channels and away again, a ReLU in between."""
+    n, c, h, w = b.shapes[x]
+    axes = {"axes": [1]} if b.opset < 13 else {}
+    extra = [b.ints([1])] if b.opset >= 13 else []
+    y = b.shaped(b.node("Unsqueeze", [x, *extra], **axes), n, 1, c, h, w)
+    y = b.like("Mul", b.relu(y), b.weight(c, 1, 1)) if pick(draw, 0, 1) else b.relu(y)
+    return b.shaped(b.node("Squeeze", [y, *([b.ints([1])] if extra else [])], **axes), n, c, h, w)
+
+
+def repeat(b: Builder, draw: Draw, x: str) -> str:
+    """Tile along channels or space, or Expand a pooled map."""
+    n, c, h, w = b.shapes[x]
+    if pick(draw, 0, 1) and b.opset >= 8:
+        y = b.node("Expand", [b.global_pool(x), b.ints([n, c, h, w] if pick(draw, 0, 1) else [1, h, w])])
+        return b.like("Sub", x, b.shaped(y, n, c, h, w))
+    if c > 6 or h > 4:
+        return b.relu(x)
+    repeats = [1, 2, 1, 1] if pick(draw, 0, 1) else [1, 1, 2, 1]
+    y = b.node("Tile", [x, b.ints(repeats)])
+    return b.shaped(y, n, c * repeats[1], h * repeats[2], w)
+
+
+def several_inputs(b: Builder, draw: Draw, x: str) -> str:
+    """Sum of three, or a Where whose condition looks at every channel."""
+    y, z = b.relu(x), b.like("Sigmoid", x)
+    if b.opset >= 9 and pick(draw, 0, 1):
+        chosen = b.like("Less", x, b.weight(b.shapes[x][1], 1, 1))
+        return b.shaped(b.node("Where", [chosen, y, z]), *b.shapes[x])
+    return b.shaped(b.node("Sum", [x, y, b.weight(b.shapes[x][1], 1, 1), z]), *b.shapes[x])
+
+
 BLOCKS: tuple[Block, ...] = (
     conv, conv, conv, grouped_conv, depthwise, conv_transpose, batch_norm, batch_norm, activation, activation,
     residual, residual, join, join, join, gate, pool, channel_constant, slice_channels, shortcut, pad_space,
     channels_last, split_branches, channel_shuffle, tokens, permute_channels, instance_norm, upsample,
-    space_to_depth, shared_weights, pinned, reduce_space,
+    space_to_depth, shared_weights, pinned, reduce_space, other_ranks, repeat, several_inputs,
 )  # fmt: skip
 
 

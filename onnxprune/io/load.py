@@ -63,6 +63,7 @@ def load(source: str | Path | bytes | onnx.ModelProto, *, memory: int | None = N
         model, digest = _parse(data, path), hashlib.sha256(data).hexdigest()
         del data
     limits.check_text(model)
+    _check_purpose(model)
     _check_versions(model)
     folder = path.parent if path is not None else None
     files = limits.check_tensors(model, folder, limit)
@@ -156,11 +157,14 @@ def _check_versions(model: onnx.ModelProto) -> None:
         )
 
 
-def _check_supported(model: onnx.ModelProto) -> None:
+def _check_purpose(model: onnx.ModelProto) -> None:
     if model.training_info or any(entry.domain == _TRAINING_DOMAIN for entry in model.opset_import):
         raise ModelError(
             "the model is a training graph", hint="export the model for inference (eval mode) instead"
         )
+
+
+def _check_supported(model: onnx.ModelProto) -> None:
     if any(graph.sparse_initializer for graph in limits.all_graphs(model.graph)):
         raise ModelError("the model has sparse initializers", hint="store its weights dense")
     for node in limits.all_nodes(model):

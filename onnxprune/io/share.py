@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import onnx
+from onnx import numpy_helper
 
 from onnxprune.graph.prepare import initializer_origin
 
@@ -24,7 +25,7 @@ def shared_initializers(model: onnx.ModelProto) -> dict[str, str]:
     for family in families.values():
         distinct: list[onnx.TensorProto] = []
         for tensor in family:
-            twin = next((other for other in distinct if _equal(tensor, other)), None)
+            twin = next((other for other in distinct if equal_values(tensor, other)), None)
             if twin is None:
                 distinct.append(tensor)
             else:
@@ -43,12 +44,10 @@ def rename_inputs(nodes: list[onnx.NodeProto], names: Mapping[str, str]) -> None
                 rename_inputs(list(graph.node), names)
 
 
-def _equal(one: onnx.TensorProto, other: onnx.TensorProto) -> bool:
+def equal_values(one: onnx.TensorProto, other: onnx.TensorProto) -> bool:
+    """Bit by bit: NaN equals itself, and 0 differs from -0."""
     if one.data_type != other.data_type or one.dims != other.dims:
         return False
-    if one.HasField("raw_data") and other.HasField("raw_data"):
-        return one.raw_data == other.raw_data
-    renamed = onnx.TensorProto()
-    renamed.CopyFrom(one)
-    renamed.name, renamed.doc_string = other.name, other.doc_string
-    return renamed == other
+    if one.data_type == onnx.TensorProto.STRING:
+        return list(one.string_data) == list(other.string_data)
+    return numpy_helper.to_array(one).tobytes() == numpy_helper.to_array(other).tobytes()

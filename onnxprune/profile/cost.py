@@ -20,7 +20,7 @@ from onnxprune.graph.prepare import initializer_origin, prepare
 from onnxprune.graph.resize import Array, attribute
 from onnxprune.graph.shapes import infer_concrete
 from onnxprune.graph.structure import BoolArray, IntArray, PruningGraph
-from onnxprune.io.share import shared_initializers
+from onnxprune.io.share import equal_values, shared_initializers
 from onnxprune.profile.products import FloatArray, Products, ProductsBuilder
 
 _FLOATS = frozenset(
@@ -181,9 +181,7 @@ class _Clones:
 
 def _same_axes(graph: PruningGraph, one: TensorProto, other: TensorProto) -> bool:
     """Whether two copies hold the same units on every axis, and so stay equal under every plan."""
-    if one.data_type != other.data_type or one.dims != other.dims:
-        return False
-    if not np.array_equal(numpy_helper.to_array(one), numpy_helper.to_array(other)):
+    if not equal_values(one, other):
         return False
     nothing = (None,) * len(one.dims)
     pairs = zip(graph.axes.get(one.name, nothing), graph.axes.get(other.name, nothing), strict=True)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import onnx
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
 from onnxprune.graph.analysis import analyze_graph
 from onnxprune.graph.check import verify
@@ -16,16 +16,10 @@ from onnxprune.profile.cost import CostModel, count
 from tests.model_builder import float_bytes
 from tests.strategies import models, plan_seeds, random_plan
 
-settings.register_profile(
-    "default", max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
-settings.register_profile(
-    "long", max_examples=5000, deadline=None, derandomize=False, suppress_health_check=list(HealthCheck)
-)
-if settings._current_profile != "long":  # chosen on the command line, before this module is read
-    settings.load_profile("default")
+many = settings(max_examples=max(200, settings().max_examples))
 
 
+@many
 @given(models(), plan_seeds())
 def test_pruned_random_graphs_are_exact(model: onnx.ModelProto, drawn: tuple[int, float]) -> None:
     before = model.SerializeToString(deterministic=True)
