@@ -148,7 +148,7 @@ def meet(ctx: Context, left: Labels, right: Labels) -> Labels:
     it is needed as long as any of them stays. A fixed element that meets one atom pins it.
     """
     rank = max(len(left.shape), len(right.shape))
-    left, right = _lift(left, rank), _lift(right, rank)
+    left, right = lift(left, rank), lift(right, rank)
     shape = np.broadcast_shapes(left.shape, right.shape)
     left_many, right_many = _meets_many(left, right), _meets_many(right, left)
     core_shape = np.broadcast_shapes(left.core.shape, right.core.shape)
@@ -167,7 +167,8 @@ def meet(ctx: Context, left: Labels, right: Labels) -> Labels:
     return Labels(shape, compact(ctx.atoms.find(result)))
 
 
-def _lift(labels: Labels, rank: int) -> Labels:
+def lift(labels: Labels, rank: int) -> Labels:
+    """The labels with leading axes of size 1 up to ``rank``."""
     lead = (1,) * (rank - len(labels.shape))
     return Labels(lead + labels.shape, labels.core.reshape(lead + labels.core.shape))
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.graph.labels import Labels
+from onnxprune.graph.labels import DATA, Labels
 from onnxprune.graph.ops.context import Context
-from onnxprune.graph.ops.elementwise import combine
+from onnxprune.graph.ops.elementwise import combine, lift, meet
 from onnxprune.graph.ops.registry import NoRule, rule
+from onnxprune.graph.structure import IntArray
 
 
 @rule("Gemm")
@@ -43,8 +44,10 @@ def matmul(ctx: Context) -> None:
 
     Channels on an axis that is not contracted pass, and no new atoms start.
     """
-    if ctx.is_constant(0) == ctx.is_constant(1):
-        raise NoRule("it multiplies two activations")
+    if not ctx.is_constant(0) and not ctx.is_constant(1):
+        return multiply_activations(ctx)
+    if ctx.is_constant(0) and ctx.is_constant(1):
+        raise NoRule("it multiplies two constants")
     data, weight = (1, 0) if ctx.is_constant(0) else (0, 1)
     source, matrix, out_shape = ctx.labels(data), ctx.shape(weight), ctx.out_shape()
     rank = len(source.shape)
@@ -74,4 +77,45 @@ def matmul(ctx: Context) -> None:
         groups=1,
         ids=(incoming, outgoing),
     )
-    ctx.emit(0, result)
+    return ctx.emit(0, result)
+
+
+def multiply_activations(ctx: Context) -> None:
+    """A product of two activations (..., M, K) and (..., K, N), as in attention.
+
+    Where channels lie on an axis that counts matrices (attention heads), whole matrices go: their
+    rows and columns are merged, and the operands' with each other. Else what meets along K is
+    merged (position k leaves both operands), and the channels of M or N pass.
+    """
+    left, right = ctx.labels(0), ctx.labels(1)
+    rank = max(len(left.shape), len(right.shape))
+    if min(len(left.shape), len(right.shape)) < 2:
+        raise NoRule("it multiplies an activation by a vector")
+    left, right = lift(left, rank), lift(right, rank)
+    rows, columns = rank - 2, rank - 1
+    if any(axis < rows for axis in (*left.varying, *right.varying)):
+        why = "it mixes what is not split into heads alike"
+        left, right = ctx.uniform(left, (rows, columns), why), ctx.uniform(right, (rows, columns), why)
+    else:
+        why = "its rows carry other channels"
+        if columns in left.varying:
+            left = ctx.uniform(left, (rows,), why)
+        if rows in right.varying:
+            right = ctx.uniform(right, (columns,), why)
+        meet(ctx, _part(left, columns), Labels(*_swapped(_part(right, rows))))
+    ctx.emit(0, meet(ctx, _part(left, rows), _part(right, columns)))
+
+
+def _part(labels: Labels, axis: int) -> Labels:
+    """The labels without the other one of the last two axes, which then has size 1."""
+    other = 2 * len(labels.shape) - 3 - axis
+    shape = tuple(1 if a == other else size for a, size in enumerate(labels.shape))
+    core = labels.core
+    if core.shape[other] > 1:
+        core = np.full((1,) * core.ndim, DATA, np.int64)
+    return Labels(shape, core)
+
+
+def _swapped(labels: Labels) -> tuple[tuple[int, ...], IntArray]:
+    core = labels.core.swapaxes(-1, -2)
+    return (*labels.shape[:-2], labels.shape[-1], labels.shape[-2]), core
