@@ -11,7 +11,7 @@ import onnx
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from onnxprune.graph.shapes import Dim, infer_symbolic
+from onnxprune.graph.inference import Dim, infer_symbolic
 from onnxprune.graph.symbolic import Sizes, evaluate_sizes
 
 _LIMIT = 1 << 24

@@ -133,6 +133,18 @@ class Atoms:
         both = (rows >= 0) & (first >= 0)
         self.union(rows[both], first[both])
 
+    def coupled_count(self, rows: IntArray) -> int:
+        """How many units that can go `couple` would make of ``rows`` (n, m)."""
+        _, free, _ = self.resolve()
+        present, compressed = np.unique(rows, return_inverse=True)
+        compressed = np.where(rows < 0, DATA, compressed.reshape(rows.shape))
+        trial = Atoms()
+        trial.fresh(len(present), removable=True)
+        trial.couple(compressed, "")
+        roots, whole, _ = trial.resolve()
+        counted = whole & (present >= 0) & free[np.maximum(present, 0)]
+        return len(np.unique(roots[counted]))
+
     def resolve(self) -> tuple[IntArray, BoolArray, IntArray]:
         """For each atom: its representative, whether that set can go, the index of the set's first reason.
 

@@ -1,52 +1,19 @@
-"""Shapes of all values: symbolic as the model states them, or concrete at batch 1."""
+"""Shapes of all values at batch 1."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import onnx
-from onnx import shape_inference
 
 from onnxprune.errors import UsageError
+from onnxprune.graph.fold import fold_constants
+from onnxprune.graph.inference import Dim, infer_bare, infer_symbolic, skeleton
 
-Dim = int | str
-
-_SMALL = 1024
-"""Initializers of at most this many elements take part in shape inference by value."""
+__all__ = ["infer_concrete", "infer_symbolic", "skeleton"]
 
 _GUESSES = (224, 299, 256, 128, 64, 32, 16)
 """Sizes tried for dynamic axes other than the batch; image sizes and sequence lengths alike."""
-
-
-def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without big initializers and without stated inner shapes, for shape inference.
-
-    Big initializers become typed inputs, so that inference costs nothing that grows with the weights.
-    """
-    result = onnx.ModelProto(ir_version=max(model.ir_version, 4))
-    result.opset_import.extend(model.opset_import)
-    result.functions.extend(model.functions)
-    graph = result.graph
-    graph.name = model.graph.name or "graph"
-    graph.node.extend(model.graph.node)
-    graph.output.extend(model.graph.output)
-    stated = {value.name for value in model.graph.input}
-    graph.input.extend(model.graph.input)
-    graph.sparse_initializer.extend(model.graph.sparse_initializer)
-    for tensor in model.graph.initializer:
-        count = 1
-        for size in tensor.dims:
-            count *= size
-        if count <= _SMALL:
-            graph.initializer.append(tensor)
-        elif tensor.name not in stated:
-            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    return result
-
-
-def infer_symbolic(model: onnx.ModelProto) -> dict[str, tuple[Dim, ...]]:
-    """Shapes for any input: sizes that depend on it are names (unique ones where the model gives none)."""
-    return _infer(skeleton(model))
 
 
 def infer_concrete(
@@ -87,9 +54,13 @@ def infer_concrete(
     for guess in _GUESSES if rest else _GUESSES[:1]:
         for dim in rest:
             dim.dim_value = guess
-        found = {name: shape for name, dims in _infer(bare).items() if (shape := _concrete(dims)) is not None}
+        found = {
+            name: shape for name, dims in _shapes(bare).items() if (shape := _concrete(dims)) is not None
+        }
         if len(found) > len(best):
             best = found
+        if all(name in found for node in bare.graph.node for name in node.output if name):
+            break
     return best
 
 
@@ -114,28 +85,17 @@ def _check_given(inputs: Sequence[onnx.ValueInfoProto], given: Mapping[str, Sequ
             )
 
 
-def _infer(bare: onnx.ModelProto) -> dict[str, tuple[Dim, ...]]:
-    try:
-        inferred = shape_inference.infer_shapes(bare, check_type=False, strict_mode=False, data_prop=True)
-    except Exception:  # onnx raises several unrelated types; without shapes everything is pinned, not wrong
-        inferred = bare
-    graph = inferred.graph
-    shapes: dict[str, tuple[Dim, ...]] = {}
-    unnamed = 0
-    for value in [*graph.input, *graph.value_info, *graph.output]:
-        if not value.type.tensor_type.HasField("shape"):
-            continue
-        dims: list[Dim] = []
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.HasField("dim_value") and dim.dim_value >= 0:
-                dims.append(dim.dim_value)
-            else:
-                unnamed += 1
-                dims.append(dim.dim_param or f"?{unnamed}")
-        shapes[value.name] = tuple(dims)
-    for tensor in bare.graph.initializer:
-        shapes[tensor.name] = tuple(tensor.dims)
-    return shapes
+def _shapes(bare: onnx.ModelProto) -> dict[str, tuple[Dim, ...]]:
+    """Shapes of a skeleton with concrete inputs: what shape arithmetic computes is now constant."""
+    shapes = infer_bare(bare)
+    if all(isinstance(dim, int) for dims in shapes.values() for dim in dims) and all(
+        name in shapes for node in bare.graph.node for name in node.output if name
+    ):
+        return shapes
+    folded = onnx.ModelProto()
+    folded.CopyFrom(bare)
+    fold_constants(folded)
+    return {**shapes, **infer_bare(folded)}
 
 
 def _concrete(dims: Sequence[Dim]) -> tuple[int, ...] | None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnxprune.graph.shapes import Dim
+from onnxprune.graph.inference import Dim
 
 Sizes = npt.NDArray[np.object_]
 """A scalar or vector whose elements are integers or names of unknown sizes."""

@@ -50,7 +50,10 @@ def make_rectangular(atoms: Atoms, labels: Mapping[str, Labels]) -> None:
             varying = [axis for axis, size in enumerate(core.shape) if size > 1]
             if len(varying) < 2:
                 continue
-            best = max(varying, key=lambda axis: (_coupled_count(core, axis), axis))
+            best = max(
+                varying,
+                key=lambda axis: (atoms.coupled_count(rows_along(core, other_axes(core.ndim, [axis]))), axis),
+            )
             rows = rows_along(core, other_axes(core.ndim, [best]))
             atoms.couple(rows, f"tensor '{name}' would not stay rectangular")
             roots, free, _ = atoms.resolve()
@@ -162,7 +165,8 @@ def list_skipped(layers: Sequence[Layer], units: Units) -> tuple[Skipped, ...]:
             continue
         counts: dict[str, int] = {}
         for atom in layer.out_units:
-            reason = units.reason[atom] if atom >= 0 else "its output carries other channels"
+            passed = f"{layer.op} '{layer.name}': channels on another axis pass through it"
+            reason = units.reason[atom] if atom >= 0 else passed
             if reason:
                 counts[reason] = counts.get(reason, 0) + 1
         skipped.extend(Skipped(layer.name, count, reason) for reason, count in counts.items())
@@ -179,21 +183,6 @@ def _free_roots(ids: IntArray, roots: IntArray, free: BoolArray) -> IntArray:
         return ids
     safe = np.maximum(ids, 0)
     return compact(np.where((ids >= 0) & free[safe], roots[safe], DATA))
-
-
-def _coupled_count(core: IntArray, axis: int) -> int:
-    """How many removable units are left when ``core`` is coupled along all axes but ``axis``."""
-    rows = rows_along(core, other_axes(core.ndim, [axis]))
-    present, compressed = np.unique(rows, return_inverse=True)
-    compressed = compressed.reshape(rows.shape)
-    trial = Atoms()
-    trial.fresh(len(present), removable=True)
-    if present[0] < 0:
-        compressed = np.where(rows < 0, DATA, compressed)
-    trial.couple(compressed, "")
-    roots, free, _ = trial.resolve()
-    seen = np.unique(compressed[compressed >= 0])
-    return len(np.unique(roots[seen[free[seen]]]))
 
 
 def _partition(axes: Mapping[str, Axes], count: int) -> IntArray:

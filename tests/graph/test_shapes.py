@@ -6,7 +6,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxprune.errors import UsageError
-from onnxprune.graph.shapes import infer_concrete, infer_symbolic
+from onnxprune.graph.inference import infer_symbolic
+from onnxprune.graph.shapes import infer_concrete
 from onnxprune.graph.symbolic import evaluate_sizes
 from tests.model_builder import Builder
 

@@ -1,6 +1,7 @@
 """Rules that follow channels through ops: one small module for each family. Importing this registers them."""
 
 from onnxprune.graph.ops import (
+    attention,
     convolution,
     elementwise,
     matmul,
@@ -14,6 +15,7 @@ from onnxprune.graph.ops import (
 from onnxprune.graph.ops.registry import find_rule, ruled_ops
 
 __all__ = [
+    "attention",
     "convolution",
     "elementwise",
     "find_rule",

@@ -15,6 +15,9 @@ from onnxprune.graph.labels import DATA, Atoms, Labels, compact, other_axes, row
 from onnxprune.graph.ops.registry import NoRule
 from onnxprune.graph.structure import IntArray, Layer
 
+_LEAST_UNITS = 2
+"""Merging all channels into one unit is worth nothing: it could never go."""
+
 
 @dataclass
 class State:
@@ -123,16 +126,17 @@ class Context:
         """Labels that don't change along ``axes``, merged or pinned to make it so.
 
         Where they also change along another axis, what shares an index of that axis is merged (the
-        op then sees it come and go as one); where they change along ``axes`` alone they are pinned.
+        op then sees it come and go as one). They are pinned where they change along ``axes`` alone,
+        or where that would merge all of them into one.
         """
         axes = [axis for axis in axes if labels.core.shape[axis] > 1]
         if not axes:
             return labels
-        others = other_axes(labels.core.ndim, axes)
-        if all(labels.core.shape[axis] == 1 for axis in others):
+        rows = rows_along(labels.core, axes)
+        if self.atoms.coupled_count(rows) < _LEAST_UNITS:
             self.pin(labels.core, why)
             return Labels.data(labels.shape)
-        self.atoms.couple(rows_along(labels.core, axes), self.reason(why))
+        self.atoms.couple(rows, self.reason(why))
         core = labels.core
         for axis in axes:
             # A row with DATA in it is pinned: its label no longer matters, but must not look free.

@@ -149,7 +149,10 @@ def meet(ctx: Context, left: Labels, right: Labels) -> Labels:
     """
     rank = max(len(left.shape), len(right.shape))
     left, right = lift(left, rank), lift(right, rank)
-    shape = np.broadcast_shapes(left.shape, right.shape)
+    try:
+        shape = np.broadcast_shapes(left.shape, right.shape)
+    except ValueError:
+        raise NoRule("its inputs' shapes don't fit each other") from None
     left_many, right_many = _meets_many(left, right), _meets_many(right, left)
     core_shape = np.broadcast_shapes(left.core.shape, right.core.shape)
     a, b = np.broadcast_to(left.core, core_shape), np.broadcast_to(right.core, core_shape)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from onnxprune.graph.labels import Labels
 from onnxprune.graph.ops.context import Context
 from onnxprune.graph.ops.elementwise import meet, narrow
@@ -41,6 +43,31 @@ def instance_normalization(ctx: Context) -> None:
     labels = ctx.labels(0)
     labels = ctx.uniform(labels, range(2, len(labels.shape)), "it normalises over channels")
     ctx.emit(0, scale_channels(ctx, labels, (1, 2)))
+
+
+@rule("GroupNormalization")
+def group_normalization(ctx: Context) -> None:
+    """Statistics over a group's channels and positions: whole groups go."""
+    labels, groups = ctx.labels(0), int(ctx.attribute("num_groups", 1))
+    channels = labels.shape[1]
+    if channels % groups:
+        raise NoRule("its channels don't split into its groups")
+    labels = ctx.uniform(labels, range(2, len(labels.shape)), "it normalises over channels")
+    if 1 in labels.varying:
+        if labels.core.shape[0] > 1:
+            raise NoRule("its batch axis carries channels")
+        by_group = Labels.of(labels.core.reshape(groups, channels // groups))
+        merged = ctx.uniform(by_group, [1], "it normalises over channels").full()
+        labels = Labels.along(labels.shape, 1, merged.reshape(-1))
+    if ctx.shape(1)[0] == channels:
+        return ctx.emit(0, scale_channels(ctx, labels, (1, 2)))
+    # Before opset 21 there is one scale for each group.
+    for index in (1, 2):
+        if not ctx.is_constant(index):
+            raise NoRule("its scale is computed")
+        ids = np.broadcast_to(labels.core.reshape(-1), (channels,)).reshape(groups, -1)[:, 0]
+        ctx.bind(index, Labels.along((groups,), 0, ids))
+    return ctx.emit(0, labels)
 
 
 @rule("LayerNormalization", "RMSNormalization")

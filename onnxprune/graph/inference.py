@@ -1,0 +1,76 @@
+"""Shapes of all values for any input, with names for the sizes that depend on it."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import shape_inference
+
+Dim = int | str
+
+_SMALL = 1024
+"""Initializers of at most this many elements take part in shape inference by value."""
+
+_LIKE_INPUT = frozenset({"GroupNormalization"})
+
+
+def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without big initializers and without stated inner shapes, for shape inference.
+
+    Big initializers become typed inputs, so that inference costs nothing that grows with the weights.
+    """
+    result = onnx.ModelProto(ir_version=max(model.ir_version, 4))
+    result.opset_import.extend(model.opset_import)
+    result.functions.extend(model.functions)
+    graph = result.graph
+    graph.name = model.graph.name or "graph"
+    graph.node.extend(model.graph.node)
+    graph.output.extend(model.graph.output)
+    stated = {value.name for value in model.graph.input}
+    graph.input.extend(model.graph.input)
+    graph.sparse_initializer.extend(model.graph.sparse_initializer)
+    for tensor in model.graph.initializer:
+        count = 1
+        for size in tensor.dims:
+            count *= size
+        if count <= _SMALL:
+            graph.initializer.append(tensor)
+        elif tensor.name not in stated:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return result
+
+
+def infer_symbolic(model: onnx.ModelProto) -> dict[str, tuple[Dim, ...]]:
+    """Shapes for any input: sizes that depend on it are names (unique ones where the model gives none)."""
+    return infer_bare(skeleton(model))
+
+
+def infer_bare(bare: onnx.ModelProto) -> dict[str, tuple[Dim, ...]]:
+    """Symbolic shapes of a skeleton, which may have been changed meanwhile."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(bare)
+    for node in changed.graph.node:
+        if node.op_type in _LIKE_INPUT and node.domain in ("", "ai.onnx"):
+            # onnx can't infer these, though they keep their input's shape.
+            node.op_type = "Identity"
+            del node.input[1:], node.attribute[:]
+    try:
+        inferred = shape_inference.infer_shapes(changed, check_type=False, strict_mode=False, data_prop=True)
+    except Exception:  # onnx raises several unrelated types; without shapes everything is pinned, not wrong
+        inferred = bare
+    graph = inferred.graph
+    shapes: dict[str, tuple[Dim, ...]] = {}
+    unnamed = 0
+    for value in [*graph.input, *graph.value_info, *graph.output]:
+        if not value.type.tensor_type.HasField("shape"):
+            continue
+        dims: list[Dim] = []
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_value") and dim.dim_value >= 0:
+                dims.append(dim.dim_value)
+            else:
+                unnamed += 1
+                dims.append(dim.dim_param or f"?{unnamed}")
+        shapes[value.name] = tuple(dims)
+    for tensor in bare.graph.initializer:
+        shapes[tensor.name] = tuple(tensor.dims)
+    return shapes
