@@ -106,7 +106,7 @@ def gate(b: Builder, draw: Draw, x: str) -> str:
 
 
 def pool(b: Builder, draw: Draw, x: str) -> str:
-    if b.shapes[x][2] < 2:
+    if min(b.shapes[x][2:]) < 2:
         return b.relu(x)
     return b.pool("MaxPool" if pick(draw, 0, 1) else "AveragePool", x)
 
@@ -266,9 +266,10 @@ def several_inputs(b: Builder, draw: Draw, x: str) -> str:
     """Sum of three, or a Where whose condition looks at every channel."""
     y, z = b.relu(x), b.like("Sigmoid", x)
     if b.opset >= 9 and pick(draw, 0, 1):
-        chosen = b.like("Less", x, b.weight(b.shapes[x][1], 1, 1))
+        chosen = b.node("Less", [x, b.weight(b.shapes[x][1], 1, 1)])  # no shape: no other block may read it
         return b.shaped(b.node("Where", [chosen, y, z]), *b.shapes[x])
-    return b.shaped(b.node("Sum", [x, y, b.weight(b.shapes[x][1], 1, 1), z]), *b.shapes[x])
+    bias = [b.weight(b.shapes[x][1], 1, 1)] if b.opset >= 8 else []  # onnxruntime broadcasts from there on
+    return b.shaped(b.node("Sum", [x, y, *bias, z]), *b.shapes[x])
 
 
 BLOCKS: tuple[Block, ...] = (
