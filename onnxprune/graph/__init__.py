@@ -1,0 +1,1 @@
+"""Channel analysis, plans, rewriting, and the oracle that checks them."""

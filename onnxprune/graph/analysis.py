@@ -10,6 +10,7 @@ from onnxprune.graph.fold import captured, standard_opset
 from onnxprune.graph.labels import Labels
 from onnxprune.graph.ops import find_rule
 from onnxprune.graph.ops.context import Context, State
+from onnxprune.graph.ops.elementwise import meet_again, settle_constants
 from onnxprune.graph.ops.registry import NoRule
 from onnxprune.graph.prepare import prepare
 from onnxprune.graph.shapes import infer_concrete
@@ -50,7 +51,12 @@ def analyze_graph(
         if value.name in state.labels:
             state.atoms.pin(state.labels[value.name].core, f"graph output '{value.name}'")
 
-    make_rectangular(state.atoms, state.labels)
+    before = -1
+    while before != state.atoms.changes:
+        before = state.atoms.changes
+        settle_constants(state)
+        make_rectangular(state.atoms, state.labels)
+        meet_again(state)
     pin_whole_axes(state.atoms, state.labels, state.weights)
     units = number_units(state.atoms)
     names = _names(graph)

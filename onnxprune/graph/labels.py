@@ -64,13 +64,17 @@ def compact(array: IntArray) -> IntArray:
 
 
 class Atoms:
-    """A growing union-find over atoms, each with its kind and, where it is pinned, the reason."""
+    """A growing union-find over atoms, each with its kind and, where it is pinned, the reason.
+
+    ``changes`` grows with every merge and pin that says something new.
+    """
 
     def __init__(self) -> None:
         self._parent = np.zeros(1024, np.int64)
         self._removable = np.zeros(1024, np.bool_)
         self._reason = np.zeros(1024, np.int64)
         self._count = 0
+        self.changes = 0
         self.reasons: list[str] = []
 
     def __len__(self) -> int:
@@ -114,6 +118,7 @@ class Atoms:
             if not different.any():
                 return
             left, right = left[different], right[different]
+            self.changes += 1
             # The smallest id wins, so that a chain of unions settles in few rounds.
             np.minimum.at(self._parent, np.maximum(left, right), np.minimum(left, right))
 
@@ -122,6 +127,7 @@ class Atoms:
         atoms = np.unique(ids[ids >= 0])
         atoms = atoms[self._reason[atoms] < 0]
         if len(atoms):
+            self.changes += 1
             self._reason[atoms] = len(self.reasons)
             self.reasons.append(reason)
 

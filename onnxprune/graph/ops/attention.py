@@ -6,7 +6,7 @@ import numpy as np
 
 from onnxprune.graph.labels import Labels
 from onnxprune.graph.ops.context import Context
-from onnxprune.graph.ops.elementwise import meet, narrow
+from onnxprune.graph.ops.elementwise import meet
 from onnxprune.graph.ops.registry import NoRule, rule
 
 _WHY = "it mixes what is not split into heads alike"
@@ -33,7 +33,7 @@ def attention(ctx: Context) -> None:
     result = meet(ctx, key_only(query), repeated)
     if ctx.has(3):
         if ctx.is_constant(3):
-            ctx.bind(3, narrow(Labels((*query.shape[:3], key.shape[2]), result.core), ctx.shape(3)))
+            ctx.bind_broadcast(3, Labels((*query.shape[:3], key.shape[2]), result.core))
         else:
             mask = ctx.uniform(ctx.labels(3), (-1 % len(ctx.shape(3)),), _WHY)
             result = meet(ctx, result, mask)

@@ -31,6 +31,8 @@ class State:
     atoms: Atoms = field(default_factory=Atoms)
     labels: dict[str, Labels] = field(default_factory=dict)
     weights: dict[str, dict[int, IntArray]] = field(default_factory=dict)
+    bound: dict[str, tuple[Labels, tuple[int, ...]]] = field(default_factory=dict)
+    met: list[tuple[Context, Labels, Labels]] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
 
 
@@ -97,7 +99,11 @@ class Context:
         found = self.state.labels.get(name)
         if found is None or name in self.state.initializers:
             return Labels.data(self._shape_of(name))
-        return Labels(found.shape, compact(self.atoms.find(found.core)))
+        return self.refresh(found)
+
+    def refresh(self, labels: Labels) -> Labels:
+        """The labels by the present representatives of their atoms."""
+        return Labels(labels.shape, compact(self.atoms.find(labels.core)))
 
     def axis(self, value: int, rank: int) -> int:
         """A nonnegative axis from an attribute that may count from the end."""
@@ -172,6 +178,17 @@ class Context:
     def bind(self, index: int, labels: Labels) -> None:
         """Label a constant input's elements."""
         self.state.labels[self.node.input[index]] = labels
+
+    def bind_broadcast(self, index: int, labels: Labels, view: Sequence[int] | None = None) -> None:
+        """Tie a constant to the elements of ``labels`` that it is broadcast against.
+
+        ``view`` is the constant's shape for broadcasting, where that isn't its own. Which labels it
+        takes is settled when all merges are known: what differs now may be one unit in the end.
+        """
+        self.state.bound[self.node.input[index]] = (
+            labels,
+            tuple(self.shape(index) if view is None else view),
+        )
 
     def bind_axis(self, index: int, axis: int, ids: IntArray) -> None:
         """Label one axis of a weight, independently of its other axes; ``ids`` (dim,)."""

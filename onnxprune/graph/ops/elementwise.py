@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxprune.graph.labels import DATA, Labels, compact
-from onnxprune.graph.ops.context import Context
+from onnxprune.graph.ops.context import Context, State
 from onnxprune.graph.ops.registry import NoRule, rule
 from onnxprune.graph.structure import BoolArray, IntArray
 
@@ -120,8 +120,8 @@ def combine(ctx: Context, indices: Sequence[int], start: Labels | None = None) -
         result = meet(ctx, result, labels)
     core = result.core.reshape((1,) * (len(shape) - len(result.shape)) + result.core.shape)
     result = Labels(shape, core)
-    for index, size in zip(constant, shapes, strict=True):
-        ctx.bind(index, narrow(result, size))
+    for index in constant:
+        ctx.bind_broadcast(index, result)
     return result
 
 
@@ -138,6 +138,22 @@ def narrow(labels: Labels, shape: Sequence[int]) -> Labels:
             low, high = core.min(axis=axis, keepdims=True), core.max(axis=axis, keepdims=True)
             core = np.where(low == high, low, DATA)
     return Labels(tuple(shape), compact(core.reshape(core.shape[lead:])))
+
+
+def settle_constants(state: State) -> None:
+    """Give the constants that were tied to labels the ones that these have come to in the end."""
+    for name, (labels, view) in state.bound.items():
+        present = Labels(labels.shape, compact(state.atoms.find(labels.core)))
+        shape = state.shapes[name]
+        core = narrow(present, view).core
+        state.labels[name] = Labels(shape, core if len(view) == len(shape) else core.reshape(-1))
+
+
+def meet_again(state: State) -> None:
+    """Repeat the meetings in which something was set against several labels; they may be one by now."""
+    pending, state.met = state.met, []
+    for ctx, left, right in pending:
+        meet(ctx, ctx.refresh(left), ctx.refresh(right))
 
 
 def meet(ctx: Context, left: Labels, right: Labels) -> Labels:
@@ -157,6 +173,8 @@ def meet(ctx: Context, left: Labels, right: Labels) -> Labels:
     core_shape = np.broadcast_shapes(left.core.shape, right.core.shape)
     a, b = np.broadcast_to(left.core, core_shape), np.broadcast_to(right.core, core_shape)
     a_many, b_many = np.broadcast_to(left_many, core_shape), np.broadcast_to(right_many, core_shape)
+    if left_many.any() or right_many.any():
+        ctx.state.met.append((ctx, left, right))
     paired = ~a_many & ~b_many
     both = paired & (a >= 0) & (b >= 0)
     ctx.atoms.union(a[both], b[both])

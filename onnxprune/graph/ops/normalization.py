@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from onnxprune.graph.labels import Labels
 from onnxprune.graph.ops.context import Context
-from onnxprune.graph.ops.elementwise import meet, narrow
+from onnxprune.graph.ops.elementwise import meet
 from onnxprune.graph.ops.registry import NoRule, rule
 
 
@@ -18,8 +16,7 @@ def scale_channels(ctx: Context, labels: Labels, parameters: Sequence[int]) -> L
     view = (labels.shape[1],) + (1,) * (rank - 2)
     for index in parameters:
         if ctx.is_constant(index):
-            bound = narrow(labels, view)
-            ctx.bind(index, Labels(ctx.shape(index), bound.core.reshape(-1)))
+            ctx.bind_broadcast(index, labels, view)
         else:
             parameter = ctx.labels(index)
             core = parameter.core.reshape((-1,) + (1,) * (rank - 2))
@@ -45,9 +42,12 @@ def instance_normalization(ctx: Context) -> None:
     ctx.emit(0, scale_channels(ctx, labels, (1, 2)))
 
 
-@rule("GroupNormalization")
+@rule("GroupNormalization", since=21)
 def group_normalization(ctx: Context) -> None:
-    """Statistics over a group's channels and positions: whole groups go."""
+    """Statistics over a group's channels and positions: whole groups go.
+
+    Before opset 21 the op was withdrawn: its scale was one for each group.
+    """
     labels, groups = ctx.labels(0), int(ctx.attribute("num_groups", 1))
     channels = labels.shape[1]
     if channels % groups:
@@ -59,15 +59,7 @@ def group_normalization(ctx: Context) -> None:
         by_group = Labels.of(labels.core.reshape(groups, channels // groups))
         merged = ctx.uniform(by_group, [1], "it normalises over channels").full()
         labels = Labels.along(labels.shape, 1, merged.reshape(-1))
-    if ctx.shape(1)[0] == channels:
-        return ctx.emit(0, scale_channels(ctx, labels, (1, 2)))
-    # Before opset 21 there is one scale for each group.
-    for index in (1, 2):
-        if not ctx.is_constant(index):
-            raise NoRule("its scale is computed")
-        ids = np.broadcast_to(labels.core.reshape(-1), (channels,)).reshape(groups, -1)[:, 0]
-        ctx.bind(index, Labels.along((groups,), 0, ids))
-    return ctx.emit(0, labels)
+    ctx.emit(0, scale_channels(ctx, labels, (1, 2)))
 
 
 @rule("LayerNormalization", "RMSNormalization")
@@ -79,7 +71,7 @@ def layer_normalization(ctx: Context) -> None:
     labels = ctx.uniform(labels, range(first, rank), "it normalises over channels")
     for index in (1, 2):
         if ctx.is_constant(index):
-            ctx.bind(index, narrow(labels, ctx.shape(index)))
+            ctx.bind_broadcast(index, labels)
         elif ctx.has(index):
             labels = meet(ctx, labels, ctx.labels(index))
     ctx.emit(0, labels)

@@ -69,3 +69,83 @@ def test_a_stack_of_matrices_pins() -> None:
     graph = exact(b.model(b.shaped(b.node("MatMul", [x, b.weight(2, 6, 3)]), 1, 2, 4, 3)))
     assert graph.unit_count == 0
     assert "its weight is not one matrix" in reasons(graph)
+
+
+def heads(b: Builder, x: str, count: int, each: int) -> str:
+    """(1, T, count * each) -> (1, count, T, each)."""
+    return b.transpose(b.reshape(x, 1, -1, count, each), 0, 2, 1, 3)
+
+
+def attend(b: Builder, query: str, key: str, value: str) -> str:
+    """softmax(Q K') V for (1, H, T, D)."""
+    _, count, tokens, each = b.shapes[query]
+    turned = b.transpose(key, 0, 1, 3, 2)
+    scores = b.shaped(b.node("MatMul", [query, turned]), 1, count, tokens, b.shapes[key][2])
+    weights = b.like("Softmax", b.like("Mul", scores, b.constant(np.float32(each**-0.5))), axis=-1)
+    result = b.shaped(b.node("MatMul", [weights, value]), 1, count, tokens, b.shapes[value][3])
+    return b.reshape(b.transpose(result, 0, 2, 1, 3), 1, tokens, -1)
+
+
+def test_attention_goes_head_by_head() -> None:
+    b = Builder()
+    x = b.input((1, 5, 6))
+    parts = [b.matmul(x, size) for size in (12, 12, 8)]
+    query, key, value = (heads(b, part, 4, b.shapes[part][2] // 4) for part in parts)
+    graph = exact(b.model(b.matmul(attend(b, query, key, value), 3)))
+    assert graph.unit_count == 4 and len(graph.groups) == 1
+    for part in parts:
+        assert np.array_equal(units_at(graph, part, 2), np.repeat(np.arange(4), b.shapes[part][2] // 4))
+
+
+def test_attention_with_one_projection_and_one_bias_for_each_head() -> None:
+    b = Builder()
+    x = b.matmul(b.input((1, 5, 6)), 36)
+    stacked = b.transpose(b.reshape(x, 1, 5, 3, 4, 3), 2, 0, 3, 1, 4)
+    parts = []
+    for position in range(3):
+        one = b.slice(stacked, 0, position, position + 1)
+        parts.append(b.shaped(b.node("Squeeze", [one, b.ints([0])]), 1, 4, 5, 3))
+    query = b.like("Add", parts[0], b.weight(4, 1, 1))
+    graph = exact(b.model(b.matmul(attend(b, query, parts[1], parts[2]), 3)))
+    assert graph.unit_count == 4
+    assert np.array_equal(units_at(graph, x, 2), np.tile(np.repeat(np.arange(4), 3), 3))
+
+
+def test_a_single_head_loses_positions() -> None:
+    b = Builder()
+    x = b.input((1, 5, 6))
+    query, key, value = (b.matmul(x, size) for size in (7, 7, 4))
+    scores = b.shaped(b.node("MatMul", [query, b.transpose(key, 0, 2, 1)]), 1, 5, 5)
+    mixed = b.shaped(b.node("MatMul", [b.like("Softmax", scores, axis=-1), value]), 1, 5, 4)
+    graph = exact(b.model(b.matmul(mixed, 3)))
+    assert np.array_equal(units_at(graph, query, 2), units_at(graph, key, 2))
+    assert [len(group.units) for group in graph.groups] == [7, 4]
+
+
+def test_fixed_data_pins_what_it_is_multiplied_with() -> None:
+    b = Builder()
+    x = b.input((1, 5, 6))
+    query = b.matmul(x, 6)
+    scores = b.shaped(b.node("MatMul", [query, b.transpose(x, 0, 2, 1)]), 1, 5, 5)
+    graph = exact(b.model(b.matmul(scores, 3)))
+    assert graph.unit_count == 0
+
+
+def test_an_outer_product_of_activations_keeps_both() -> None:
+    b = Builder()
+    x = b.input((1, 5))
+    left = b.reshape(b.gemm(x, 4), 1, 4, 1)
+    right = b.reshape(b.gemm(x, 3), 1, 1, 3)
+    product = b.shaped(b.node("MatMul", [left, right]), 1, 4, 3)
+    assert exact(b.model(b.matmul(product, 2))).unit_count == 0
+
+
+def test_fixed_data_for_each_head_pins_the_heads() -> None:
+    """When it is met, the head is still many labels; it is one only after the product."""
+    b = Builder()
+    x, gate = b.input((1, 5, 6)), b.input((1, 4, 1, 1), "gate")
+    query, key, value = (heads(b, b.matmul(x, 12), 4, 3) for _ in range(3))
+    query = b.like("Mul", query, gate)
+    graph = exact(b.model(b.matmul(attend(b, query, key, value), 3)))
+    assert graph.unit_count == 0
+    assert "its other input has no channels that can go" in reasons(graph)

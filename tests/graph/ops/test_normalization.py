@@ -75,3 +75,28 @@ def test_lp_and_mean_variance_normalization() -> None:
     b, x = start(4)
     graph = exact(finish(b, b.like("MeanVarianceNormalization", x, axes=[1, 2, 3])))
     assert graph.unit_count == 0
+
+
+def test_group_normalization_goes_group_by_group() -> None:
+    b, x = start(6, opset=21)
+    y = b.like("GroupNormalization", x, b.weight(6), b.weight(6), num_groups=3)
+    graph = exact(finish(b, y))
+    assert graph.unit_count == 3
+    assert np.array_equal(units_at(graph, y), np.repeat(np.arange(3), 2))
+
+
+def test_a_group_normalization_over_all_channels_pins() -> None:
+    b, x = start(6, opset=21)
+    graph = exact(finish(b, b.like("GroupNormalization", x, b.weight(6), b.weight(6), num_groups=1)))
+    assert graph.unit_count == 0 and "it normalises over channels" in reasons(graph)
+
+
+def test_a_class_token_does_not_hide_a_normalization_over_channels() -> None:
+    b, x = start(6, opset=17, size=2)
+    tokens = b.transpose(b.reshape(x, 1, 6, 4), 0, 2, 1)
+    joined = b.concat(b.shaped(b.weight(1, 1, 6), 1, 1, 6), tokens)
+    normed = b.like("LayerNormalization", joined, b.weight(6), b.weight(6))
+    hidden = b.matmul(normed, 8)
+    graph = exact(b.model(b.matmul(b.relu(hidden), 3)))
+    assert [len(group.units) for group in graph.groups] == [8]
+    assert units_at(graph, x).max() == -1

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.graph.ops.test_matmul import heads
+from tests.graph.oracle import exact, reasons, units_at
+from tests.model_builder import Builder
+
+
+@pytest.mark.parametrize("shared", [4, 2])
+@pytest.mark.parametrize("mask", [None, (5, 5), (1, 4, 5, 5)])
+def test_whole_heads_go_with_the_keys_that_they_share(shared: int, mask: tuple[int, ...] | None) -> None:
+    b = Builder(opset=23)
+    x = b.input((1, 5, 6))
+    query, key, value = b.matmul(x, 12), b.matmul(x, shared * 3), b.matmul(x, shared * 2)
+    inputs = [heads(b, query, 4, 3), heads(b, key, shared, 3), heads(b, value, shared, 2)]
+    if mask:
+        inputs.append(b.weight(*mask))
+    y = b.shaped(b.node("Attention", inputs), 1, 4, 5, 2)
+    y = b.reshape(b.transpose(y, 0, 2, 1, 3), 1, 5, -1)
+    graph = exact(b.model(b.matmul(y, 3)))
+    assert graph.unit_count == shared
+    assert np.array_equal(units_at(graph, query, 2), np.repeat(np.arange(shared), 12 // shared))
+    assert np.array_equal(units_at(graph, value, 2), np.repeat(np.arange(shared), 2))
+
+
+def test_folded_heads_are_left_alone() -> None:
+    b = Builder(opset=23)
+    x = b.input((1, 5, 6))
+    parts = [b.matmul(x, 8) for _ in range(3)]
+    y = b.shaped(b.node("Attention", parts, q_num_heads=2, kv_num_heads=2), 1, 5, 8)
+    graph = exact(b.model(b.matmul(y, 3)))
+    assert graph.unit_count == 0 and "folded into the last axis" in reasons(graph)
