@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -87,3 +88,11 @@ class PruningGraph:
             if layer.name == name:
                 return layer
         raise KeyError(name)
+
+    def node(self, name: str) -> onnx.NodeProto:
+        """The node of that name in the prepared model; KeyError if there is none."""
+        return self._nodes[name]
+
+    @cached_property
+    def _nodes(self) -> dict[str, onnx.NodeProto]:
+        return {node.name: node for node in self.model.graph.node}

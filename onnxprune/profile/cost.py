@@ -71,7 +71,7 @@ class CostModel:
 
     def __init__(self, unit_count: int, macs: Products, params: Products, clones: _Clones) -> None:
         """Take prepared products; see `CostModel.of`."""
-        self._unit_count = unit_count
+        self.unit_count = unit_count
         self._macs, self._params, self._clones = macs, params, clones
 
     @classmethod

@@ -1,0 +1,73 @@
+"""Where a layer's output is judged: at the residual join that it feeds, or at its own output."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import onnx
+
+from onnxprune.graph.structure import Layer, PruningGraph
+from onnxprune.graph.weights import Affine, Constants, affine_step
+
+
+@dataclass(frozen=True)
+class Target:
+    """The tensor at which a layer's output should equal the original's.
+
+    ``affine`` leads from the layer's output to it. At a residual join, ``tensor`` is the join's
+    output and ``shortcut`` the tensor that it adds; else ``shortcut`` is None.
+    """
+
+    tensor: str
+    affine: Affine
+    shortcut: str | None = None
+
+
+class Targets:
+    """Finds the target of each layer of a graph."""
+
+    def __init__(self, graph: PruningGraph) -> None:
+        """Index who reads which tensor, and the last layer that each tensor depends on."""
+        self._graph = graph
+        self._constants = Constants(graph.model)
+        self._outputs = {value.name for value in graph.model.graph.output}
+        self._readers: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
+        self._latest: dict[str, int] = {}
+        number = {layer.output: index for index, layer in enumerate(graph.layers)}
+        self._number = number
+        for node in graph.model.graph.node:
+            latest = max((self._latest.get(name, -1) for name in node.input), default=-1)
+            for name in node.input:
+                self._readers[name].append(node)
+            for name in node.output:
+                self._latest[name] = max(latest, number.get(name, -1))
+
+    def of(self, layer: Layer) -> Target:
+        """The residual join where ``layer`` is the last one to feed it, else what follows it affinely.
+
+        A join whose shortcut still depends on a later layer is left to that layer.
+        """
+        tensor = layer.output
+        shape = self._graph.shapes[tensor]
+        affine = Affine.identity(shape[layer.channel_axis])
+        while tensor not in self._outputs and len(self._readers[tensor]) == 1:
+            node = self._readers[tensor][0]
+            step = affine_step(self._constants, node, tensor, layer.channel_axis - len(shape))
+            if step is not None and self._graph.shapes.get(node.output[0]) == shape:
+                affine = affine.then(*step, node.name)
+                tensor = node.output[0]
+                continue
+            shortcut = self._shortcut(node, tensor, self._number[layer.output])
+            if shortcut is not None:
+                return Target(node.output[0], affine, shortcut)
+            break
+        return Target(tensor, affine)
+
+    def _shortcut(self, node: onnx.NodeProto, tensor: str, number: int) -> str | None:
+        if node.op_type not in ("Add", "Sum") or len(node.input) != 2:
+            return None
+        other = node.input[1 - list(node.input).index(tensor)]
+        shapes = self._graph.shapes
+        joined = other not in self._constants and shapes.get(other) == shapes.get(tensor)
+        return other if joined and other != tensor and self._latest.get(other, -1) < number else None

@@ -1,0 +1,128 @@
+"""Backward elimination of units with exact compensation: what removal costs when the rest is refitted.
+
+The least-squares form of Optimal Brain Surgeon on blocks (Hassibi & Stork 1993; Frantar & Alistarh
+2022). With H the inverse Gram matrix of a layer's input rows and W its weights, removing the rows of
+unit k and refitting all others raises the squared error by tr(W_k' H_kk^-1 W_k), W and H then being
+downdated by one block step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onnxprune.graph.structure import IntArray
+from onnxprune.graph.weights import FloatArray
+
+RIDGE = 1e-3
+"""Ridge on the Gram matrix, as a share of its mean diagonal."""
+
+
+class Compensation:
+    """One layer's state: which of its input columns are alive, and its refitted weights."""
+
+    def __init__(self, gram: Tensor, matrix: Tensor, columns: IntArray, rows: int, weight: float) -> None:
+        """Start with every column alive.
+
+        ``gram`` (d + 1, d + 1) with the constant last, ``matrix`` (d + 1, O), ``columns`` (d,) the unit
+        position of each column (-1: fixed); losses are mean squared errors times ``weight``.
+        """
+        moments = gram.double() / rows
+        size = len(moments) - 1
+        diagonal = torch.arange(size)
+        moments[diagonal, diagonal] += RIDGE * moments.diagonal()[:-1].mean() + 1e-12
+        moments[-1, -1] += 1e-12
+        self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
+        self._matrix = matrix.double().clone()
+        self._columns = torch.from_numpy(np.append(columns, -1)).to(gram.device)
+        self._weight = weight
+
+    def losses(self, units: IntArray) -> FloatArray:
+        """What removing each of ``units`` (m,) alone would cost now: (m,)."""
+        result = np.zeros(len(units))
+        for chosen, index in self._blocks(units):
+            inverse = self._inverse[index[:, :, None], index[:, None, :]]
+            weights = self._matrix[index]
+            solved = torch.cholesky_solve(weights, torch.linalg.cholesky(inverse))
+            result[chosen] = (self._weight * (weights * solved).sum((1, 2))).cpu().numpy()
+        return result
+
+    def remove(self, units: IntArray) -> float:
+        """Remove ``units`` together, refit what stays, and return what that costs."""
+        gone = torch.isin(self._columns, torch.from_numpy(units).to(self._columns.device))
+        if not gone.any():
+            return 0.0
+        left, right = ~gone, gone
+        factor = torch.linalg.cholesky(self._inverse[right][:, right])
+        weights = self._matrix[right]
+        cross = self._inverse[left][:, right]
+        solved = torch.cholesky_solve(weights, factor)
+        loss = float((weights * solved).sum()) * self._weight
+        half = torch.linalg.solve_triangular(factor, cross.T, upper=False)
+        self._matrix = self._matrix[left] - cross @ solved
+        self._inverse = self._inverse[left][:, left] - half.T @ half
+        self._columns = self._columns[left]
+        return loss
+
+    def _blocks(self, units: IntArray) -> list[tuple[IntArray, Tensor]]:
+        """Units of equal column count together: (positions in ``units``, their columns (m, b))."""
+        order = torch.argsort(self._columns, stable=True)
+        ordered = self._columns[order].cpu().numpy()
+        first = np.searchsorted(ordered, units, side="left")
+        counts = np.searchsorted(ordered, units, side="right") - first
+        blocks = []
+        for size in np.unique(counts[counts > 0]):
+            chosen = np.flatnonzero(counts == size)
+            index = torch.from_numpy(first[chosen, None] + np.arange(size)[None, :]).to(order.device)
+            blocks.append((chosen, order[index]))
+        return blocks
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """The order in which a group's units go, and what that costs.
+
+    ``order`` (m,) are unit positions, first to go first; ``loss`` (m + 1,) is the cumulative loss when
+    that many are gone, starting at 0.
+    """
+
+    order: IntArray
+    loss: FloatArray
+
+
+def eliminate(
+    layers: Sequence[Compensation],
+    units: IntArray,
+    *,
+    priority: FloatArray | None = None,
+    shortlist: float = 1.0,
+    batch: float = 1 / 64,
+) -> Elimination:
+    """Remove ``units`` (p,) one small batch after another, always what costs all ``layers`` least.
+
+    With a ``priority`` (p,) (low goes first) only the ``shortlist`` share of the units with the lowest
+    priority among those left competes in each step. ``batch`` is the share of the units left that
+    goes in one step, at least one.
+    """
+    alive = np.arange(len(units))
+    order: list[int] = []
+    loss = [0.0]
+    while len(alive):
+        competing = alive
+        if priority is not None:
+            few = max(1, int(np.ceil(shortlist * len(alive))))
+            competing = alive[np.argsort(priority[alive], kind="stable")[:few]]
+        costs = sum((layer.losses(units[competing]) for layer in layers), np.zeros(len(competing)))
+        count = min(len(competing), max(1, int(batch * len(alive))))
+        chosen = competing[np.argsort(costs, kind="stable")[:count]]
+        total = sum(layer.remove(units[chosen]) for layer in layers)
+        step = np.sort(costs)[:count]
+        share = step / step.sum() if step.sum() > 0 else np.full(count, 1 / count)
+        order.extend(chosen.tolist())
+        loss.extend((loss[-1] + total * np.cumsum(share)).tolist())
+        alive = np.setdiff1d(alive, chosen)
+    return Elimination(np.array(order, dtype=np.int64), np.array(loss))
