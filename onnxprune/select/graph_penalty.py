@@ -1,0 +1,382 @@
+"""The sparse graph-guided penalty (sGLP; Kim & Xing 2009): fusion along the class graph plus l1.
+
+    P(B) = sum_k sum_{(c,c') in E} |r_cc'| * | B[k,c] - sign(r_cc') B[k,c'] | + mu * |B|_1
+
+Its proximal operator has no closed form. Soft-thresholding is odd and monotone, so it commutes with
+the fusion term (Friedman et al. 2007): the prox is the fusion's prox, then a soft-threshold. The
+fusion's prox is solved in its dual, a box-constrained least squares with one variable u_e for each
+edge and row,
+
+    min_{|u_e| <= t w_e} 1/2 | v - H'u |^2,      x = v - H'u,      (H x)_e = x_c - sign_e x_c',
+
+by block coordinate descent: the edges of a matching share no class, so all of them, in all rows,
+are minimised exactly at once. The duality gap bounds the error, and a row is known to be zero as
+soon as one feasible u shows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onnxprune.errors import UsageError
+from onnxprune.select.classes import ClassGraph
+from onnxprune.select.penalties import ProxMemory, check_weight, shrink
+from onnxprune.select.problem import norm
+
+_RELAXATION = 1.3
+_SWEEPS_PER_CHECK = 4
+_MAX_SWEEPS = 20_000
+_LEVEL_GAP = 1e-6
+_SCREEN_SWEEPS = 40
+_DISTANCE_SWEEPS = 2_000
+
+
+@dataclass(frozen=True)
+class _Matching:
+    """Edges ``start:stop`` that share no class: their first, then second ends (2 m,), signs (m, 1)."""
+
+    start: int
+    stop: int
+    ends: Tensor
+    signs: Tensor
+
+
+@dataclass(frozen=True)
+class _Fusion:
+    """The graph's edges ordered by matching; weights and signs (E, 1), l1 weights (C, 1).
+
+    ``incidence`` (C, largest degree) lists each class's edges: e where it is the first end, E + e
+    where it is the second, 2 E for padding.
+    """
+
+    matchings: tuple[_Matching, ...]
+    first: Tensor
+    second: Tensor
+    signs: Tensor
+    weights: Tensor
+    linear: Tensor
+    incidence: Tensor
+
+
+@dataclass(frozen=True)
+class GraphPenalty:
+    """sGLP over a ClassGraph; ``mu`` > 0 is what lets a whole row vanish.
+
+    On B >= 0 an edge of negative sign costs |r| (B[k,c] + B[k,c']), which is linear there and joins
+    the l1 term.
+    """
+
+    graph: ClassGraph
+    mu: float = 1.0
+    nonnegative: bool = False
+
+    def __post_init__(self) -> None:
+        check_weight("mu", self.mu)
+        if self.mu == 0:
+            raise UsageError(
+                "the graph penalty has no l1 part, so no unit would ever go", hint="give it mu > 0"
+            )
+
+    def critical_level(self, pull: Tensor) -> float:
+        """The largest dual gauge of a row, from above and within a relative 1e-6.
+
+        Every B bounds the gauge from below by <pull, B> / P(B), every u bounds a row's from above by
+        max(|u_e| / w_e, |pull - H'u|_c / mu); rows whose upper bound is met drop out.
+        """
+        fusion = self._fusion(pull)
+        entries = pull.t().contiguous()
+        rows = torch.arange(entries.shape[1], device=entries.device)
+        dual = entries.new_zeros((len(fusion.first), len(rows)))
+        start = shrink(entries, 0.0, self.nonnegative).t()
+        low = high = _best_ratio(pull, start, self.row_values(start))
+        level = low * (1 + 0.5 * _LEVEL_GAP)
+        values = self._start(fusion, entries, dual, level).clone()
+        best = torch.full_like(entries[:1], torch.inf)
+        for _ in range(_MAX_SWEEPS // _SWEEPS_PER_CHECK):
+            if not len(rows) or low == 0.0:
+                break
+            bound = level * fusion.weights
+            for _ in range(_SWEEPS_PER_CHECK):
+                _sweep(fusion, values, dual, -bound, bound)
+            found = self._threshold(fusion, values, level).t()
+            low = max(low, _best_ratio(entries.t(), found, self.row_values(found)))
+            best = torch.minimum(best, self._gauge_bound(fusion, values, dual, level))
+            met = best[0] <= low * (1 + _LEVEL_GAP)
+            if bool(met.any()):
+                high = max(high, float(best[0][met].max()))
+                rows, entries, values, dual, best = _take(~met, rows, entries, values, dual, best)
+            risen = low * (1 + 0.5 * _LEVEL_GAP)
+            if self.nonnegative:
+                values = values - (risen - level) * fusion.linear
+            level = risen
+        return max(high, float(best.max())) if len(rows) and low > 0 else high
+
+    def _gauge_bound(self, fusion: _Fusion, values: Tensor, dual: Tensor, level: float) -> Tensor:
+        """max(|u_e| / w_e, |pull - H'u|_c / mu) for each row, (1, rows)."""
+        left = values / fusion.linear + level if self.nonnegative else values.abs() / fusion.linear
+        bound = left.amax(dim=0, keepdim=True).clamp_min(0.0)
+        if len(fusion.first):
+            bound = torch.maximum(bound, (dual.abs() / fusion.weights).amax(dim=0, keepdim=True))
+        return bound
+
+    def row_values(self, coefficients: Tensor) -> Tensor:
+        """P of each row."""
+        fusion = self._fusion(coefficients)
+        entries = coefficients.t()
+        tied = (_differences(fusion, entries).abs() * fusion.weights).sum(dim=0)
+        return tied + (entries.abs() * fusion.linear).sum(dim=0)
+
+    def prox(self, point: Tensor, step: float, memory: ProxMemory | None = None) -> Tensor:
+        """The minimiser up to ``memory.precision`` in the Frobenius norm, or to rounding without it."""
+        memory = memory or ProxMemory()
+        fusion = self._fusion(point)
+        entries = point.t().contiguous()
+        edges, rows = len(fusion.first), entries.shape[1]
+        bound = step * fusion.weights
+        if memory.dual is None or memory.dual.shape != (edges, rows):
+            memory.dual = entries.new_zeros((edges, rows))
+        dual = memory.dual * bound
+        floor = (64 * torch.finfo(point.dtype).eps * float(norm(point))) ** 2
+        allowed = max(0.5 * memory.precision**2, floor) / max(rows, 1)
+        result = self._solve(fusion, entries, dual, bound, step, allowed)
+        memory.dual = dual / bound
+        return result.t()
+
+    def may_enter(self, pull: Tensor, level: float) -> Tensor:
+        """Rows that a bounded number of sweeps can't show to be zero."""
+        fusion = self._fusion(pull)
+        entries = pull.t()
+        may = (shrink(entries, level * fusion.linear, self.nonnegative) != 0).any(dim=0)
+        bound = level * fusion.weights
+        rows = may.nonzero()[:, 0]
+        entries = entries.index_select(1, rows)
+        dual = entries.new_zeros((len(fusion.first), len(rows)))
+        values = self._start(fusion, entries, dual, level)
+        for _ in range(_SCREEN_SWEEPS // _SWEEPS_PER_CHECK):
+            if not len(rows):
+                break
+            for _ in range(_SWEEPS_PER_CHECK):
+                _sweep(fusion, values, dual, -bound, bound)
+            found = self._threshold(fusion, values, level).t()
+            zero = (found == 0).all(dim=1)
+            may[rows[zero]] = False
+            # A ratio over the level proves that the row is not zero: no need to look further.
+            proven = (entries.t() * found).sum(dim=1) > level * self.row_values(found)
+            rows, entries, values, dual = _take(~(zero | proven), rows, entries, values, dual)
+        return may
+
+    def distances(
+        self, coefficients: Tensor, gradient: Tensor, level: float, memory: ProxMemory | None = None
+    ) -> Tensor:
+        """Distance for each row, from above: that of the best subgradient found.
+
+        Edges whose ends differ have one dual value, the others are free in their box; the closest
+        subgradient is the prox of the directional derivative, by the same descent.
+        """
+        fusion = self._fusion(coefficients)
+        entries, slope = coefficients.t(), gradient.t()
+        bound = level * fusion.weights
+        apart = _differences(fusion, entries)
+        lower = torch.where(apart > 0, bound, -bound)
+        upper = torch.where(apart < 0, -bound, bound)
+        dual = torch.zeros_like(apart)
+        if memory is not None and memory.dual is not None and memory.dual.shape == dual.shape:
+            dual = memory.dual * bound
+        dual = torch.minimum(torch.maximum(dual, lower), upper).contiguous()
+        # On B >= 0 the l1 term is linear; else its slope is known where an entry is not zero.
+        signs = torch.ones_like(entries) if self.nonnegative else entries.sign()
+        pull = -slope - level * fusion.linear * signs
+        values = _residual(fusion, pull, dual)
+        zero = entries == 0
+
+        def norms() -> Tensor:
+            left = torch.where(zero, self._threshold(fusion, values, level), values)
+            return norm(left, dim=0)
+
+        best = norms()
+        floor = 16 * torch.finfo(values.dtype).eps * float(norm(slope))
+        sweeps = _SWEEPS_PER_CHECK
+        done = 0
+        while done < _DISTANCE_SWEEPS:
+            for _ in range(sweeps):
+                _sweep(fusion, values, dual, lower, upper)
+            done += sweeps
+            sweeps *= 2
+            found = torch.minimum(norms(), best)
+            total = float(norm(found))
+            stalled = total > 0.99 * float(norm(best)) or total <= floor
+            best = found
+            if stalled:
+                break
+        return best
+
+    def tidy(self, coefficients: Tensor, slack: float) -> Tensor:
+        """Entries tied by edges whose magnitudes differ by at most ``slack`` get their component's mean."""
+        fusion = self._fusion(coefficients)
+        entries = coefficients.t()
+        tied = _differences(fusion, entries).abs() <= slack
+        tied &= (entries.index_select(0, fusion.first) != 0) & (entries.index_select(0, fusion.second) != 0)
+        if not bool(tied.any()):
+            return coefficients
+        classes = entries.shape[0]
+        labels = torch.arange(classes, device=entries.device)[:, None].expand_as(entries).contiguous()
+        while True:
+            before = labels.clone()
+            for m in fusion.matchings:
+                here = tied[m.start : m.stop]
+                ends = labels.index_select(0, m.ends)
+                lowest = torch.minimum(ends[: len(here)], ends[len(here) :]).repeat(2, 1)
+                labels.index_copy_(0, m.ends, torch.where(here.repeat(2, 1), lowest, ends))
+            if torch.equal(before, labels):
+                break
+        size = torch.zeros_like(entries).scatter_add_(0, labels, torch.ones_like(entries))
+        total = torch.zeros_like(entries).scatter_add_(0, labels, entries.abs())
+        means = (total / size.clamp_min(1.0)).gather(0, labels)
+        alone = size.gather(0, labels) == 1
+        return torch.where(alone, entries, means * entries.sign()).t()
+
+    def _solve(
+        self, fusion: _Fusion, entries: Tensor, dual: Tensor, bound: Tensor, step: float, allowed: float
+    ) -> Tensor:
+        """Sweep until each row's duality gap is allowed; ``dual`` is updated in place."""
+        values = self._start(fusion, entries, dual, step)
+        result = self._threshold(fusion, values, step)
+        if not fusion.matchings:
+            return result
+        rows = torch.arange(entries.shape[1], device=entries.device)
+        active = dual
+        # Ends that differ by rounding are tied: their gap would otherwise never close.
+        rounding = 32 * torch.finfo(entries.dtype).eps * float(entries.abs().max()) if rows.numel() else 0.0
+        sweeps = 0
+        while sweeps < _MAX_SWEEPS:
+            found = self._threshold(fusion, values, step)
+            apart = torch.nn.functional.hardshrink(_differences(fusion, found), rounding)
+            gaps = (bound * apart.abs() - active * apart).sum(dim=0)
+            open_rows = gaps > allowed
+            if active is not dual:
+                dual.index_copy_(1, rows, active)
+            result = found if len(rows) == result.shape[1] else result.index_copy_(1, rows, found)
+            left = int(open_rows.sum())
+            if left == 0:
+                break
+            if left < 0.7 * len(rows):
+                rows, active, values = _take(open_rows, rows, active, values)
+            more = min(sweeps + 1, _SWEEPS_PER_CHECK)
+            for _ in range(more):
+                _sweep(fusion, values, active, -bound, bound)
+            sweeps += more
+        return result
+
+    def _start(self, fusion: _Fusion, entries: Tensor, dual: Tensor, step: float) -> Tensor:
+        point = entries - step * fusion.linear if self.nonnegative else entries
+        return _residual(fusion, point, dual)
+
+    def _threshold(self, fusion: _Fusion, values: Tensor, step: float) -> Tensor:
+        if self.nonnegative:
+            return values.clamp_min(0.0)
+        return shrink(values, step * fusion.linear, False)
+
+    def _fusion(self, like: Tensor) -> _Fusion:
+        key = (like.device, like.dtype)
+        if key not in self._fusions:
+            self._fusions[key] = _build_fusion(self.graph, self.mu, self.nonnegative, like)
+        return self._fusions[key]
+
+    @cached_property
+    def _fusions(self) -> dict[tuple[torch.device, torch.dtype], _Fusion]:
+        return {}
+
+
+def _best_ratio(pull: Tensor, point: Tensor, values: Tensor) -> float:
+    """The largest <pull, B> / P(B) over the rows (p, C) where P is not zero."""
+    ratios = (pull * point).sum(dim=1) / values
+    return float(torch.where(values > 0, ratios, 0.0).max()) if len(ratios) else 0.0
+
+
+def _differences(fusion: _Fusion, entries: Tensor) -> Tensor:
+    return entries.index_select(0, fusion.first) - fusion.signs * entries.index_select(0, fusion.second)
+
+
+def _residual(fusion: _Fusion, point: Tensor, dual: Tensor) -> Tensor:
+    """point - H'u, (C, rows), in memory of its own."""
+    if not fusion.matchings:
+        return point.clone()
+    # A gather over each class's edges, padded with a zero: deterministic on every device.
+    parts = torch.cat([dual, -fusion.signs * dual, torch.zeros_like(dual[:1])])
+    edges = parts.index_select(0, fusion.incidence.reshape(-1))
+    return point - edges.view(*fusion.incidence.shape, -1).sum(dim=1)
+
+
+def _sweep(fusion: _Fusion, values: Tensor, dual: Tensor, lower: Tensor, upper: Tensor) -> None:
+    """One relaxed exact minimisation over every matching; updates ``values`` and ``dual`` in place."""
+    for m in fusion.matchings:
+        old = dual[m.start : m.stop]
+        ends = values.index_select(0, m.ends)
+        one, two = ends[: len(old)], ends[len(old) :]
+        moved = torch.addcmul(one, m.signs, two, value=-1.0).mul_(0.5 * _RELAXATION).add_(old)
+        moved = torch.clamp(moved, lower[m.start : m.stop], upper[m.start : m.stop])
+        change = moved - old
+        old.copy_(moved)
+        one.sub_(change)
+        two.addcmul_(m.signs, change)
+        values.index_copy_(0, m.ends, ends)
+
+
+def _take(keep: Tensor, rows: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
+    index = keep.nonzero()[:, 0]
+    return (rows[index], *(column.index_select(1, index) for column in columns))
+
+
+def _build_fusion(graph: ClassGraph, mu: float, nonnegative: bool, like: Tensor) -> _Fusion:
+    linear = np.full(graph.classes, mu)
+    fused = graph.weights > 0
+    if nonnegative:
+        for (first, second), weight, sign in zip(graph.edges, graph.weights, graph.signs, strict=True):
+            if sign < 0:
+                linear[[first, second]] += weight
+        fused = fused & (graph.signs > 0)
+    groups = _matchings(graph, np.flatnonzero(fused))
+    order = np.concatenate([np.asarray(group, np.int64) for group in groups] or [np.empty(0, np.int64)])
+
+    def place(values: np.ndarray) -> Tensor:
+        return torch.as_tensor(values, dtype=like.dtype, device=like.device)[:, None]
+
+    first = torch.as_tensor(graph.edges[order, 0], device=like.device)
+    second = torch.as_tensor(graph.edges[order, 1], device=like.device)
+    signs = place(graph.signs[order])
+    matchings, start = [], 0
+    for group in groups:
+        stop = start + len(group)
+        ends = torch.cat([first[start:stop], second[start:stop]])
+        matchings.append(_Matching(start, stop, ends, signs[start:stop]))
+        start = stop
+    incident: list[list[int]] = [[] for _ in range(graph.classes)]
+    for edge, (one, two) in enumerate(graph.edges[order].tolist()):
+        incident[one].append(edge)
+        incident[two].append(len(order) + edge)
+    widest = max(map(len, incident), default=0)
+    table = [edges + [2 * len(order)] * (widest - len(edges)) for edges in incident]
+    incidence = torch.as_tensor(table, dtype=torch.int64, device=like.device)
+    weights = place(graph.weights[order])
+    return _Fusion(tuple(matchings), first, second, signs, weights, place(linear), incidence)
+
+
+def _matchings(graph: ClassGraph, edges: np.ndarray) -> list[list[int]]:
+    """Greedy edge colouring: at most twice the largest degree minus one colours."""
+    used: list[set[int]] = [set() for _ in range(graph.classes)]
+    groups: list[list[int]] = []
+    for edge in edges.tolist():
+        first, second = (int(c) for c in graph.edges[edge])
+        taken = used[first] | used[second]
+        colour = next(c for c in range(len(taken) + 1) if c not in taken)
+        used[first].add(colour)
+        used[second].add(colour)
+        if colour == len(groups):
+            groups.append([])
+        groups[colour].append(edge)
+    return groups
