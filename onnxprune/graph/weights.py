@@ -106,9 +106,7 @@ def read_bias(constants: Constants, layer: Layer, channels: int) -> FloatArray:
     name = layer.bias
     if not name or name not in constants:
         return np.zeros(channels)
-    bias = constants.read(name).astype(np.float64) * _attribute(
-        constants.node(layer.name), "beta", 1.0
-    )
+    bias = constants.read(name).astype(np.float64) * _attribute(constants.node(layer.name), "beta", 1.0)
     return np.broadcast_to(bias.reshape(-1), (channels,)).copy()
 
 

@@ -36,7 +36,7 @@ def save(
     never overwritten (those of the input). UsageError for a target that must not or can't be written.
     """
     target = Path(path)
-    shared = _share(model)
+    shared = shared_copy(model)
     external = external_data or limits.weight_bytes(shared) > limits.INLINE_LIMIT
     targets = [target, target.with_name(target.name + ".data")] if external else [target]
     _check_targets(targets, overwrite, _paths(protect))
@@ -83,7 +83,7 @@ def _check_targets(targets: list[Path], overwrite: bool, protected: list[Path]) 
             raise UsageError(f"{target} exists", hint="choose another path, or overwrite it with --force")
 
 
-def _share(model: onnx.ModelProto) -> onnx.ModelProto:
+def shared_copy(model: onnx.ModelProto) -> onnx.ModelProto:
     """``model`` with clones that are still equal merged; the given message itself if there are none."""
     names = shared_initializers(model)
     if not names:

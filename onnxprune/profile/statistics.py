@@ -68,7 +68,9 @@ class _Accumulator:
     class_rows: Tensor
     moments: Tensor
 
-    def add(self, label: int, source: Tensor, target: Tensor, samples: int, generator: torch.Generator) -> None:
+    def add(
+        self, label: int, source: Tensor, target: Tensor, samples: int, generator: torch.Generator
+    ) -> None:
         """Take one batch of samples of one class."""
         per_sample = self.geometry.positions(source.shape)
         chosen = choose_positions(per_sample, samples, ROWS, generator)
@@ -85,7 +87,9 @@ class _Accumulator:
         """Reduce the class's Gram matrix to contributions, and add it to the whole."""
         size = len(self.units)
         for group, columns in enumerate(self.columns):
-            index = torch.from_numpy(np.append(np.where(columns < 0, size, columns), size)).to(self.gram.device)
+            index = torch.from_numpy(np.append(np.where(columns < 0, size, columns), size)).to(
+                self.gram.device
+            )
             weights = self.matrix[group]
             product = self.of_class[group] * (weights @ weights.T)
             rows = torch.zeros(size + 1, len(index), dtype=product.dtype, device=product.device)
@@ -141,7 +145,9 @@ def collect_statistics(
     found: dict[str, LayerStatistics] = {}
     with progress.stage("profile", len(sets) * len(dataset)) as stage:
         for chosen in sets:
-            taps = list(dict.fromkeys(name for layer, _ in chosen for name in (layer.input, targets.of(layer).tensor)))
+            taps = list(
+                dict.fromkeys(name for layer, _ in chosen for name in (layer.input, targets.of(layer).tensor))
+            )
             session = open_session(graph.model, provider=provider, threads=threads, outputs=taps)
             device = torch.device("cuda" if session.provider == "cuda" else "cpu")
             running = [

@@ -1,0 +1,1 @@
+"""Recovery: giving the accuracy back, in closed form or by fine-tuning."""

@@ -90,8 +90,12 @@ def recover(
     model = onnx.ModelProto()
     model.CopyFrom(pruned)
     original = Walker(graph.model, inputs, graph.shapes, batch=batch, provider=provider, threads=threads)
-    changed = Walker(model, inputs, _pruned_shapes(graph, plan), batch=batch, provider=provider, threads=threads)
-    run = _Run(graph, plan, original, changed, Constants(model), Targets(graph), torch.Generator().manual_seed(seed))
+    changed = Walker(
+        model, inputs, _pruned_shapes(graph, plan), batch=batch, provider=provider, threads=threads
+    )
+    run = _Run(
+        graph, plan, original, changed, Constants(model), Targets(graph), torch.Generator().manual_seed(seed)
+    )
     affected = _affected(graph, plan)
     fits = []
     with progress.stage("recover", len(affected)) as stage:
@@ -166,7 +170,9 @@ class _Run:
         start = torch.from_numpy(old if constant else matrix).to(fit.rows_rows.device)
         result = fit_matrix(fit, held_out, start, constant=constant)
         if result.helps:
-            self._write(small, affine, target.shortcut is not None, old, result.matrix.cpu().numpy(), constant)
+            self._write(
+                small, affine, target.shortcut is not None, old, result.matrix.cpu().numpy(), constant
+            )
         return LayerFit(
             layer.name,
             result.error_before,
@@ -202,8 +208,12 @@ class _Run:
         streams = zip(self.changed.stream(sources, step), self.original.stream([wanted], step), strict=True)
         for (samples, actual), (_, true) in streams:
             source = actual[layer.input].to(device)
-            chosen = choose_positions(geometry.positions(source.shape), self.changed.samples, rows, self.generator)
-            values = true[wanted].to(device).index_select(layer.channel_axis, stays.nonzero()[:, 0].to(device))
+            chosen = choose_positions(
+                geometry.positions(source.shape), self.changed.samples, rows, self.generator
+            )
+            values = (
+                true[wanted].to(device).index_select(layer.channel_axis, stays.nonzero()[:, 0].to(device))
+            )
             goal = geometry.targets(values, chosen)
             if target.shortcut:
                 goal = goal - geometry.targets(actual[target.shortcut].to(device), chosen)

@@ -96,10 +96,13 @@ class Walker:
         missing = [name for name in names if name not in self._alive]
         for samples, values in self._run(missing, size):
             known = {name: self._alive[name][samples] for name in names if name in self._alive}
-            yield samples, {
-                name: torch.from_numpy(np.ascontiguousarray(value)).float()
-                for name, value in {**known, **values}.items()
-            }
+            yield (
+                samples,
+                {
+                    name: torch.from_numpy(np.ascontiguousarray(value)).float()
+                    for name, value in {**known, **values}.items()
+                },
+            )
 
     def batch_size(self, names: Sequence[str]) -> int:
         """Samples at a time that keep what a segment up to ``names`` reads and writes under 128 MiB."""
@@ -116,7 +119,8 @@ class Walker:
         session = open_session(segment, provider=self._provider, threads=self._threads)
         for samples in slices:
             feeds = {
-                spec.name: self._alive[spec.name][samples].astype(spec.dtype, copy=False) for spec in session.inputs
+                spec.name: self._alive[spec.name][samples].astype(spec.dtype, copy=False)
+                for spec in session.inputs
             }
             yield samples, session.run(feeds)
 
@@ -147,17 +151,26 @@ def cut_between(
         if id(node) not in chosen:
             chosen.add(id(node))
             pending.extend(_reads(node))
-    nodes = [node for node in model.graph.node if any(made.get(name) is node and id(node) in chosen for name in node.output)]
+    nodes = [
+        node
+        for node in model.graph.node
+        if any(made.get(name) is node and id(node) in chosen for name in node.output)
+    ]
     inputs = [name for name in sources if name in reached]
     graph = onnx.helper.make_graph(
         [],
         "segment",
         [_value(name, types, shapes, batch) for name in inputs],
-        [onnx.helper.make_tensor_value_info(name, types.get(name, onnx.TensorProto.FLOAT), None) for name in wanted],
+        [
+            onnx.helper.make_tensor_value_info(name, types.get(name, onnx.TensorProto.FLOAT), None)
+            for name in wanted
+        ],
     )
     graph.node.extend(nodes)
     graph.initializer.extend(weights[name] for name in sorted(reached & set(weights)))
-    segment = onnx.helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
+    segment = onnx.helper.make_model(
+        graph, opset_imports=list(model.opset_import), ir_version=model.ir_version
+    )
     segment.functions.extend(model.functions)
     return segment
 

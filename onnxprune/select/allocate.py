@@ -103,7 +103,9 @@ def allocate(graph: PruningGraph, rankings: Sequence[Ranking], goals: Sequence[G
     keep = keep_all(graph).keep.copy()
     curves = [_Curve(ranking, limits) for ranking in rankings]
     while unmet := [goal for goal in goals if goal.value(keep) > goal.limit]:
-        savings = sum((goal.savings(keep) / (goal.value(keep) - goal.limit) for goal in unmet), np.zeros(len(keep)))
+        savings = sum(
+            (goal.savings(keep) / (goal.value(keep) - goal.limit) for goal in unmet), np.zeros(len(keep))
+        )
         best = min(curves, key=lambda curve: curve.price(savings), default=None)
         if best is None or not np.isfinite(best.price(savings)):
             goal = unmet[0]
@@ -124,7 +126,9 @@ def allocate_evenly(
         keep = keep_all(graph).keep.copy()
         for ranking in rankings:
             allowed = limits.counts(len(ranking.order))
-            count = allowed[np.searchsorted(allowed, share * len(ranking.order) - 1e-9).clip(0, len(allowed) - 1)]
+            count = allowed[
+                np.searchsorted(allowed, share * len(ranking.order) - 1e-9).clip(0, len(allowed) - 1)
+            ]
             keep[ranking.group.units[ranking.order[:count]]] = False
         return keep
 

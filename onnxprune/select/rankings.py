@@ -40,7 +40,6 @@ class LassoSettings:
 
 
 def lasso_rankings(
-    graph: PruningGraph,
     groups: list[Group],
     statistics: Mapping[str, LayerStatistics],
     terms: Mapping[str, QuadraticTerm],
@@ -56,7 +55,9 @@ def lasso_rankings(
         readers = [statistics[name] for name in group.consumers if name in statistics]
         if not readers:
             continue
-        penalty = class_penalty(settings.method, np.concatenate([entry.responses for entry in readers], axis=1))
+        penalty = class_penalty(
+            settings.method, np.concatenate([entry.responses for entry in readers], axis=1)
+        )
         path = solve_path(terms[group.name], penalty, count=_LEVELS)
         result = eliminate(
             compensations(readers), group.units, priority=path.score, shortlist=settings.shortlist
@@ -89,7 +90,8 @@ def contribution_terms(
         readers = [statistics[name] for name in group.consumers if name in statistics]
         if not readers:
             continue
-        gram = sum(_of_group(entry, group.units) / (entry.energy * entry.rows + 1e-30) for entry in readers)
+        parts = [_of_group(entry, group.units) / (entry.energy * entry.rows + 1e-30) for entry in readers]
+        gram = np.sum(parts, axis=0)
         terms[group.name] = contribution_term(gram) if classwise else pooled_contribution_term(gram)
     return terms
 

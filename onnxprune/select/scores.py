@@ -55,7 +55,9 @@ def scale_scores(graph: PruningGraph, constants: Constants, group: Group) -> Flo
         if node.op_type != "BatchNormalization" or node.input[1] not in constants:
             continue
         units: IntArray | None = graph.axes[node.input[1]][0]
-        for gamma, unit in zip(constants.read(node.input[1]), units if units is not None else (), strict=False):
+        for gamma, unit in zip(
+            constants.read(node.input[1]), units if units is not None else (), strict=False
+        ):
             if int(unit) in position:
                 total[position[int(unit)]] += abs(float(gamma))
                 count[position[int(unit)]] += 1

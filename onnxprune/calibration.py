@@ -1,0 +1,120 @@
+"""The data of a run: calibration samples with their classes, and the samples that judge the result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnxprune.config import CompressConfig
+from onnxprune.errors import DataError
+from onnxprune.evaluate.datasets import Dataset, load_dataset
+from onnxprune.evaluate.metrics import distribution, predict
+from onnxprune.evaluate.preprocess import preprocess_of
+from onnxprune.evaluate.sampling import calibration_indices
+from onnxprune.graph.structure import IntArray
+from onnxprune.graph.weights import FloatArray
+from onnxprune.profile.session import Session, open_session
+from onnxprune.progress import Progress
+from onnxprune.select.classes import ClassTree, class_correlation, coarsen
+
+MAX_CLASSES = 16
+"""Most classes with statistics of their own; more are joined along the tree of the model's outputs."""
+
+EVALUATION_SAMPLES = 5_000
+"""Most samples that judge a result where the user names no evaluation data."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a run learns from and is judged by.
+
+    ``classes`` (n,) numbers each calibration sample's class (or cluster of classes) from 0, and
+    ``names`` says what each number stands for. ``evaluation`` is None where nothing can judge.
+    """
+
+    samples: Dataset
+    classes: IntArray
+    names: tuple[str, ...]
+    evaluation: Dataset | None
+    batch: int | None
+    provider: str
+    warnings: tuple[str, ...]
+
+
+def open_calibration(model: onnx.ModelProto, config: CompressConfig, progress: Progress) -> Calibration:
+    """Open the data of ``config``, draw calibration samples, and number their classes.
+
+    Labels are the data's own, else the model's predictions (a warning says so). Raises DataError for data
+    that does not fit the model.
+    """
+    session = open_session(model, provider=config.provider, threads=config.threads)
+    recorded = preprocess_of(model)
+    data = load_dataset(
+        config.data, session.input, preprocess=config.preprocess, recorded=recorded, split=config.split,
+        seed=config.seed, samples=config.calibration,
+    )  # fmt: skip
+    chosen = calibration_indices(len(data), min(config.calibration, len(data)), config.seed, data.labels)
+    samples = data.subset(chosen).in_memory()
+    warnings = list(data.warnings)
+    if len(samples) < config.calibration:
+        warnings.append(
+            f"the data has {len(samples)} samples to calibrate on, fewer than {config.calibration}"
+        )
+    scores = predict(session, samples, progress=progress)
+    labels = samples.labels
+    if labels is None:
+        labels = scores.argmax(1).astype(np.int64)
+        warnings.append("the data has no labels: the original model's own predictions stand in")
+    classes, names = number_classes(labels, distribution(scores))
+    evaluation = _evaluation(config, data, chosen, session, warnings)
+    return Calibration(samples, classes, names, evaluation, session.batch, session.provider, tuple(warnings))
+
+
+def number_classes(labels: IntArray, outputs: FloatArray) -> tuple[IntArray, tuple[str, ...]]:
+    """Number classes from 0 to at most `MAX_CLASSES` - 1: (n,), and what each number stands for.
+
+    More classes are clustered along the tree of their mean ``outputs`` (n, classes of the model).
+    """
+    present, numbers = np.unique(labels, return_inverse=True)
+    if len(present) <= MAX_CLASSES:
+        return numbers.astype(np.int64), tuple(str(label) for label in present)
+    means = np.stack([outputs[numbers == index].mean(0) for index in range(len(present))])
+    assignment = coarsen(
+        ClassTree.from_correlation(class_correlation(np.sqrt(means), standardise=False)), MAX_CLASSES
+    )
+    clusters = [present[assignment == index] for index in range(int(assignment.max()) + 1)]
+    names = tuple(
+        str(members[0]) if len(members) == 1 else f"{members[0]}+{len(members) - 1}" for members in clusters
+    )
+    return assignment[numbers], names
+
+
+def _evaluation(
+    config: CompressConfig, data: Dataset, used: IntArray, session: Session, warnings: list[str]
+) -> Dataset | None:
+    if config.eval_data is not None or config.eval_split is not None:
+        source = config.data if config.eval_data is None else config.eval_data
+        return load_dataset(
+            source, session.input, preprocess=config.preprocess or data.preprocess, split=config.eval_split,
+            seed=config.seed,
+        )  # fmt: skip
+    rest = np.setdiff1d(np.arange(len(data)), used)
+    if not len(rest):
+        warnings.append("accuracy is measured on the calibration samples themselves: give --eval-data")
+        return data
+    if len(rest) > EVALUATION_SAMPLES:
+        labels = None if data.labels is None else data.labels[rest]
+        rest = rest[calibration_indices(len(rest), EVALUATION_SAMPLES, config.seed, labels)]
+    return data.subset(rest)
+
+
+def labelled(evaluation: Dataset, session: Session, progress: Progress) -> Dataset:
+    """The evaluation data with labels: its own, or the original model's predictions."""
+    if evaluation.labels is not None:
+        return evaluation
+    scores = predict(session, evaluation, progress=progress)
+    if not len(scores):
+        raise DataError("there is nothing to evaluate on", hint="give --eval-data")
+    return evaluation.with_labels(scores.argmax(1))

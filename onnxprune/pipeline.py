@@ -1,0 +1,321 @@
+"""The stages, one after another: each arrow of ARCHITECTURE.md is one line here."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune.calibration import Calibration, labelled, open_calibration
+from onnxprune.config import CompressConfig
+from onnxprune.errors import BudgetError, ModelError, UsageError
+from onnxprune.evaluate.gates import drop_gate
+from onnxprune.evaluate.metrics import Evaluation, evaluate_against
+from onnxprune.evaluate.preprocess import record_preprocess
+from onnxprune.goals import Original, macs_goal, plan_for
+from onnxprune.graph.analysis import analyze_graph
+from onnxprune.graph.apply import apply
+from onnxprune.graph.check import verify
+from onnxprune.graph.plan import Plan
+from onnxprune.graph.rewrite import rewrite
+from onnxprune.graph.structure import Group, PruningGraph
+from onnxprune.io.load import LoadedModel, load
+from onnxprune.io.save import save
+from onnxprune.profile.benchmark import benchmark
+from onnxprune.profile.cost import CostModel, count
+from onnxprune.profile.features import collect_features
+from onnxprune.profile.session import open_session
+from onnxprune.profile.statistics import collect_statistics
+from onnxprune.progress import Progress, SilentProgress
+from onnxprune.recover.closed_form import LayerFit, recover
+from onnxprune.report.compression import compression_report
+from onnxprune.report.evaluation import as_source, evaluate
+from onnxprune.report.inspection import file_bytes, inspect
+from onnxprune.report.schema import CompressionReport
+from onnxprune.select.allocate import CostGoal, Limits, Ranking
+from onnxprune.select.rankings import LASSO_METHODS
+from onnxprune.select.select import chosen_groups, plan_within, rank
+from onnxprune.sensitivity import analyze
+
+__all__ = [
+    "CompressionResult",
+    "analyze",
+    "analyze_graph",
+    "apply",
+    "benchmark",
+    "compress",
+    "evaluate",
+    "inspect",
+    "select",
+]
+
+SEARCH_STEPS = 6
+"""Bisection steps of the search for the smallest model within ``max_drop``."""
+
+
+@dataclass(frozen=True)
+class CompressionResult:
+    """A smaller model, the plan that made it, and the report."""
+
+    model: onnx.ModelProto
+    plan: Plan
+    report: CompressionReport
+    graph: PruningGraph = field(repr=False)
+    source: LoadedModel = field(repr=False)
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> CompressionReport:
+        """Write the model; returns the report with the file's name and digest.
+
+        The input's files are never overwritten; an existing file only with ``force``.
+        """
+        written = save(
+            self.model,
+            Path(path),
+            external_data=self.source.external_data,
+            overwrite=force,
+            protect=self.source.files,
+        )
+        files = load(written[0])
+        digests = {**self.report.model.sha256, "output": files.sha256}
+        model = replace(self.report.model, output=os.fspath(path), sha256=digests)
+        return replace(self.report, model=model, after=replace(self.report.after, bytes=file_bytes(files)))
+
+    def save_plan(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON."""
+        Path(path).write_text(
+            self.plan.to_json(self.graph, model_sha256=self.source.sha256), encoding="utf-8"
+        )
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A plan, the model it leads to, and what that model scores."""
+
+    plan: Plan
+    model: onnx.ModelProto
+    evaluation: Evaluation | None
+    fits: tuple[LayerFit, ...]
+
+
+class _Clock:
+    """Seconds spent in each stage, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def compress(
+    config: CompressConfig | str | os.PathLike[str] | bytes | onnx.ModelProto,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> CompressionResult:
+    """Compress a model to its budgets: the main job.
+
+    Takes a configuration, or a model and the options by keyword: ``compress("model.onnx",
+    data="photos/", macs=0.5)``. Nothing is written. Raises the errors of `onnxprune.errors`; a
+    BudgetError where a budget or ``max_drop`` can't be met.
+    """
+    config = _config(config, options)
+    config.check_goal()
+    progress = progress or SilentProgress()
+    clock = _Clock()
+    with clock("load"):
+        source = load(as_source(config.model))
+        original = Original(count(source.model), file_bytes(source))
+    with clock("analyse"):
+        graph = analyze_graph(source.model)
+    with clock("data"):
+        data = open_calibration(source.model, config, progress)
+    run = _Run(config, source, graph, original, data, progress, clock)
+    chosen = run.best()
+    if config.plan is None and np.all(chosen.plan.keep):
+        data = replace(
+            data, warnings=(*data.warnings, "the budget is met by the original: nothing was removed")
+        )
+    report = compression_report(
+        config,
+        source,
+        graph,
+        chosen.plan,
+        chosen.model,
+        original,
+        data,
+        chosen.evaluation,
+        chosen.fits,
+        clock.seconds,
+    )
+    return CompressionResult(chosen.model, chosen.plan, report, graph, source)
+
+
+def select(
+    graph: PruningGraph,
+    statistics: Mapping[str, Any] | None,
+    budget: float,
+    *,
+    method: str = "stlp-ib",
+    limits: Limits | None = None,
+    seed: int = 0,
+) -> Plan:
+    """The plan that brings ``graph`` down to a share ``budget`` of its MACs; see `rank`.
+
+    ``statistics`` are those of `collect_statistics`; baselines need none.
+    """
+    groups = _groups(graph, CompressConfig(model=graph.model))
+    rankings = rank(graph, groups, method, statistics=statistics, seed=seed)
+    return plan_within(graph, rankings, [macs_goal(CostModel.of(graph), budget)], limits or Limits(), method)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One compression under way."""
+
+    config: CompressConfig
+    source: LoadedModel
+    graph: PruningGraph
+    original: Original
+    data: Calibration
+    progress: Progress
+    clock: _Clock
+
+    def best(self) -> _Candidate:
+        """The plan that was asked for, and what it leads to."""
+        config = self.config
+        if config.plan is not None:
+            return self._finish(self._saved_plan(config.plan))
+        rankings = self._rankings()
+        if config.budgets:
+            with self.clock("plan"):
+                plan = plan_for(
+                    self.graph, config, self.original, lambda goals: self._allocate(rankings, goals)
+                )
+            return self._finish(plan)
+        return self._smallest_within_drop(rankings)
+
+    def _saved_plan(self, path: Path) -> Plan:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"can't read the plan {path}: {error}", hint="--save-plan writes one") from error
+        return Plan.from_json(self.graph, text, model_sha256=self.source.sha256)
+
+    def _rankings(self) -> list[Ranking]:
+        config, data = self.config, self.data
+        groups = _groups(self.graph, config)
+        if config.method not in LASSO_METHODS:
+            return rank(self.graph, groups, config.method, seed=config.seed)
+        with self.clock("profile"):
+            statistics = collect_statistics(
+                self.graph, data.samples, data.classes,
+                provider=config.provider, threads=config.threads, seed=config.seed, progress=self.progress,
+            )  # fmt: skip
+            features = None
+            if config.data_term == "hsic":
+                features = collect_features(
+                    self.graph, groups, data.samples,
+                    provider=config.provider, threads=config.threads, progress=self.progress,
+                )  # fmt: skip
+        with self.clock("select"):
+            return rank(
+                self.graph, groups, config.method,
+                statistics=statistics, features=features, classes=data.classes, seed=config.seed,
+            )  # fmt: skip
+
+    def _allocate(self, rankings: list[Ranking], goals: tuple[CostGoal, ...]) -> Plan:
+        limits = Limits(self.config.round_to, self.config.max_group_ratio)
+        return plan_within(self.graph, rankings, goals, limits, self.config.method)
+
+    def _finish(self, plan: Plan) -> _Candidate:
+        """Rewrite, verify, recover and evaluate; BudgetError where ``max_drop`` is exceeded."""
+        with self.clock("rewrite"):
+            pruned = rewrite(self.graph, plan)
+        if self.config.verify:
+            with self.clock("verify"):
+                verify(self.graph, plan, pruned, seed=self.config.seed)
+        if self.config.dry_run:
+            return _Candidate(plan, pruned, None, ())
+        candidate = self._scored(plan, *self._recovered(plan, pruned))
+        if self.config.max_drop is not None:
+            if candidate.evaluation is None:
+                raise BudgetError("--max-drop needs data to measure accuracy on", hint="give --eval-data")
+            drop_gate(candidate.evaluation, self.config.max_drop).require()
+        return candidate
+
+    def _recovered(self, plan: Plan, pruned: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[LayerFit, ...]]:
+        if self.config.recover == "none" or plan.keep.all():
+            return pruned, ()
+        with self.clock("recover"):
+            recovery = recover(
+                self.graph, plan, pruned, self.data.samples.arrays().inputs,
+                batch=self.data.batch, provider=self.config.provider, threads=self.config.threads,
+                seed=self.config.seed, progress=self.progress,
+            )  # fmt: skip
+        return recovery.model, recovery.fits
+
+    def _scored(self, plan: Plan, model: onnx.ModelProto, fits: tuple[LayerFit, ...]) -> _Candidate:
+        if self.data.samples.preprocess is not None:
+            record_preprocess(model, self.data.samples.preprocess)
+        if self.data.evaluation is None:
+            return _Candidate(plan, model, None, fits)
+        with self.clock("evaluate"):
+            options = {"provider": self.config.provider, "threads": self.config.threads}
+            reference = open_session(self.source.model, **options)  # type: ignore[arg-type]  # mixed keyword types
+            session = open_session(model, **options)  # type: ignore[arg-type]
+            judged = labelled(self.data.evaluation, reference, self.progress)
+            result = evaluate_against(session, reference, judged, progress=self.progress)
+        return _Candidate(plan, model, result, fits)
+
+    def _smallest_within_drop(self, rankings: list[Ranking]) -> _Candidate:
+        """Bisect on the share of MACs for the smallest model that loses at most ``max_drop`` points."""
+        costs = CostModel.of(self.graph)
+        best: _Candidate | None = None
+        low, high = 0.0, 1.0
+        for _ in range(SEARCH_STEPS):
+            share = 0.5 * (low + high)
+            try:
+                plan = self._allocate(rankings, (macs_goal(costs, share),))
+                best, high = self._finish(plan), share
+            except BudgetError:
+                low = share
+        if best is None:
+            raise BudgetError(
+                f"nothing could be removed within --max-drop {self.config.max_drop:g}",
+                hint="allow more points, or give more calibration data",
+            )
+        return best
+
+
+def _config(
+    config: CompressConfig | str | os.PathLike[str] | bytes | onnx.ModelProto, options: Mapping[str, Any]
+) -> CompressConfig:
+    if isinstance(config, CompressConfig):
+        if options:
+            raise UsageError("give a configuration or options, not both", hint="use dataclasses.replace")
+        return config
+    return CompressConfig.from_options({"model": config, **options})
+
+
+def _groups(graph: PruningGraph, config: CompressConfig) -> list[Group]:
+    groups = chosen_groups(graph, config.keep, config.only)
+    if not groups:
+        reason = f": {graph.skipped[0].reason}" if graph.skipped and not graph.groups else ""
+        raise ModelError(
+            f"nothing in the model can be pruned{reason}",
+            hint="onnxprune inspect MODEL.onnx says why, group by group",
+        )
+    return groups

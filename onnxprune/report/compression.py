@@ -1,0 +1,94 @@
+"""The report of one compression."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from onnxprune.calibration import Calibration
+from onnxprune.config import CompressConfig
+from onnxprune.evaluate.metrics import Evaluation
+from onnxprune.goals import Original, model_bytes
+from onnxprune.graph.plan import Plan
+from onnxprune.graph.structure import PruningGraph
+from onnxprune.io.load import LoadedModel
+from onnxprune.profile.cost import count
+from onnxprune.recover.closed_form import LayerFit
+from onnxprune.report.evaluation import metric_values, model_files
+from onnxprune.report.schema import (
+    CompressionReport,
+    Fidelity,
+    Figures,
+    GroupChange,
+    SkippedGroup,
+)
+
+
+def compression_report(
+    config: CompressConfig,
+    source: LoadedModel,
+    graph: PruningGraph,
+    plan: Plan,
+    model: onnx.ModelProto,
+    original: Original,
+    data: Calibration,
+    evaluation: Evaluation | None,
+    fits: Sequence[LayerFit],
+    timings: Mapping[str, float],
+) -> CompressionReport:
+    """What was done and measured; the counts are taken on ``model`` itself."""
+    cost = count(model)
+    fidelity = None
+    if evaluation is not None and evaluation.fidelity is not None:
+        fidelity = Fidelity(evaluation.fidelity.agreement, evaluation.fidelity.kl)
+    return CompressionReport(
+        model=model_files(source),
+        before=Figures(
+            macs=original.cost.macs,
+            params=original.cost.params,
+            bytes=original.bytes,
+            metrics=metric_values(None if evaluation is None else evaluation.reference_metrics),
+        ),
+        after=Figures(
+            macs=cost.macs,
+            params=cost.params,
+            bytes=model_bytes(model),
+            metrics=metric_values(None if evaluation is None else evaluation.metrics),
+            fidelity=fidelity,
+        ),
+        method={
+            "name": config.method,
+            "data_term": config.data_term,
+            "recover": config.recover,
+            "budgets": [str(budget) for budget in config.budgets],
+            "max_drop": config.max_drop,
+            "round_to": config.round_to,
+            "max_group_ratio": config.max_group_ratio,
+            "seed": config.seed,
+            "provider": data.provider,
+        },
+        data={
+            "calibration": data.samples.describe(),
+            "classes": list(data.names),
+            "evaluation": None if data.evaluation is None else data.evaluation.describe(),
+        },
+        groups=tuple(
+            GroupChange(
+                group.name, len(group.units), int(np.count_nonzero(plan.keep[group.units])), group.nodes
+            )
+            for group in graph.groups
+        ),
+        skipped=tuple(SkippedGroup(item.name, item.reason, item.channels) for item in graph.skipped),
+        timings_s={name: round(seconds, 3) for name, seconds in timings.items()},
+        warnings=(*data.warnings, *_fit_warnings(fits)),
+    )
+
+
+def _fit_warnings(fits: Sequence[LayerFit]) -> tuple[str, ...]:
+    left = [fit for fit in fits if not fit.kept]
+    if not left:
+        return ()
+    names = ", ".join(fit.layer for fit in left[:3]) + (", ..." if len(left) > 3 else "")
+    return (f"{len(left)} of {len(fits)} layers kept their weights in recovery ({names}): {left[0].reason}",)

@@ -1,0 +1,92 @@
+"""Selection: from an analysed graph and its statistics to a plan within the budget."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.errors import UsageError
+from onnxprune.graph.plan import Plan
+from onnxprune.graph.structure import Group, IntArray, PruningGraph
+from onnxprune.profile.statistics import LayerStatistics
+from onnxprune.select.allocate import Goal, Limits, Ranking, allocate, allocate_evenly
+from onnxprune.select.hsic import hsic_statistics
+from onnxprune.select.problem import QuadraticTerm
+from onnxprune.select.rankings import (
+    LASSO_METHODS,
+    LassoSettings,
+    contribution_terms,
+    lasso_rankings,
+    score_rankings,
+)
+
+HSIC_BLOCK = 256
+"""Samples in one block of the block HSIC lasso."""
+
+
+def chosen_groups(graph: PruningGraph, keep: Sequence[str] = (), only: Sequence[str] = ()) -> list[Group]:
+    """Groups that may be pruned: none of whose nodes matches ``keep``, some of whose producers ``only``.
+
+    Globs are matched against node names; UsageError for one that matches no node of the model.
+    """
+    names = [node.name for node in graph.model.graph.node]
+    for glob in (*keep, *only):
+        if not fnmatch.filter(names, glob):
+            raise UsageError(
+                f"no node is named like {glob!r}", hint="onnxprune inspect MODEL.onnx lists them"
+            )
+    return [
+        group
+        for group in graph.groups
+        if not _matches((*group.nodes, *group.producers, *group.consumers), keep)
+        and (not only or _matches(group.producers, only))
+    ]
+
+
+def rank(
+    graph: PruningGraph,
+    groups: list[Group],
+    method: str,
+    *,
+    statistics: Mapping[str, LayerStatistics] | None = None,
+    features: Mapping[str, npt.NDArray[np.float32]] | None = None,
+    classes: IntArray | None = None,
+    seed: int = 0,
+) -> list[Ranking]:
+    """Rank the units of every group by a method.
+
+    The lasso methods need ``statistics``; with ``features`` and ``classes`` given, their data term is
+    the kernel one (HSIC), else the contribution one.
+    """
+    if method not in LASSO_METHODS:
+        return score_rankings(graph, groups, method, seed)
+    if statistics is None:
+        raise UsageError(f"{method} needs statistics of the data", hint="profile the model first")
+    classwise = method != "lasso-ib"
+    if features is not None and classes is not None:
+        terms = {
+            name: _kernel_term(values, classes, classwise=classwise) for name, values in features.items()
+        }
+    else:
+        terms = contribution_terms(groups, statistics, classwise=classwise)
+    return lasso_rankings(groups, statistics, terms, LassoSettings(method))
+
+
+def plan_within(
+    graph: PruningGraph, rankings: Sequence[Ranking], goals: Sequence[Goal], limits: Limits, method: str
+) -> Plan:
+    """The plan that meets every goal: by price of loss for the lasso, the same share for the baselines."""
+    even = method not in LASSO_METHODS
+    return (allocate_evenly if even else allocate)(graph, rankings, goals, limits)
+
+
+def _kernel_term(features: npt.NDArray[np.float32], classes: IntArray, *, classwise: bool) -> QuadraticTerm:
+    sums = hsic_statistics(features, classes, int(classes.max()) + 1, block=HSIC_BLOCK)
+    return sums.classwise() if classwise else sums.pooled()
+
+
+def _matches(names: Sequence[str], globs: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, glob) for name in names for glob in globs)

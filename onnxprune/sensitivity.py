@@ -1,0 +1,106 @@
+"""How much each group can lose: the output's change when a share of one group's units goes."""
+
+from __future__ import annotations
+
+import time
+
+from onnxprune.calibration import labelled, open_calibration
+from onnxprune.config import CompressConfig
+from onnxprune.evaluate.metrics import evaluate_against
+from onnxprune.graph.analysis import analyze_graph
+from onnxprune.graph.plan import Plan, keep_all
+from onnxprune.graph.rewrite import rewrite
+from onnxprune.graph.weights import FloatArray
+from onnxprune.io.load import load
+from onnxprune.profile.session import open_session
+from onnxprune.profile.statistics import collect_statistics
+from onnxprune.progress import Progress, SilentProgress
+from onnxprune.report.evaluation import as_source, metric_values, model_files
+from onnxprune.report.schema import (
+    AnalysisReport,
+    ClassEdge,
+    ClassMerge,
+    ClassStructure,
+    Fidelity,
+    GroupSensitivity,
+    SensitivityPoint,
+    SkippedGroup,
+)
+from onnxprune.select.classes import ClassGraph, ClassTree, class_correlation
+from onnxprune.select.select import chosen_groups, rank
+
+SHARES = (0.25, 0.5, 0.75)
+"""Shares of a group's units that are taken."""
+
+SAMPLES = 128
+"""Most samples that each point is measured on."""
+
+
+def analyze(config: CompressConfig, *, progress: Progress | None = None) -> AnalysisReport:
+    """Measure what removing a share of each group alone, without recovery, does to the output.
+
+    Units go in the order of ``config.method``. Also reports the class tree and graph that the schemes
+    use, from what the last layer with prunable inputs gives each class.
+    """
+    progress = progress or SilentProgress()
+    start = time.perf_counter()
+    source = load(as_source(config.model))
+    graph = analyze_graph(source.model)
+    data = open_calibration(source.model, config, progress)
+    groups = chosen_groups(graph, config.keep, config.only)
+    options = {"provider": config.provider, "threads": config.threads}
+    statistics = collect_statistics(
+        graph,
+        data.samples,
+        data.classes,
+        seed=config.seed,
+        progress=progress,
+        **options,  # type: ignore[arg-type]
+    )
+    rankings = rank(graph, groups, config.method, statistics=statistics, seed=config.seed)
+    profiled = time.perf_counter()
+    reference = open_session(source.model, **options)  # type: ignore[arg-type]
+    judged = labelled(data.evaluation or data.samples, reference, progress)
+    judged = judged.subset(range(min(SAMPLES, len(judged)))).in_memory()
+    curves, metrics = [], {}
+    with progress.stage("sensitivity", len(rankings) * len(SHARES)) as stage:
+        for ranking in rankings:
+            points = []
+            for share in SHARES:
+                keep = keep_all(graph).keep.copy()
+                count = min(len(ranking.order) - 1, round(share * len(ranking.order)))
+                keep[ranking.group.units[ranking.order[:count]]] = False
+                session = open_session(rewrite(graph, Plan(keep)), **options)  # type: ignore[arg-type]
+                result = evaluate_against(session, reference, judged)
+                metrics = metric_values(result.reference_metrics)
+                if result.fidelity is not None:
+                    likeness = Fidelity(result.fidelity.agreement, result.fidelity.kl)
+                    points.append(
+                        SensitivityPoint(count / len(ranking.order), likeness, metric_values(result.metrics))
+                    )
+                stage.advance()
+            curves.append(GroupSensitivity(ranking.group.name, len(ranking.order), tuple(points)))
+    last = list(statistics.values())[-1:]
+    classes = None if not last else class_structure(last[0].responses, data.names)
+    end = time.perf_counter()
+    return AnalysisReport(
+        model=model_files(source),
+        data=data.samples.describe(),
+        metrics=metrics,
+        groups=tuple(curves),
+        skipped=tuple(SkippedGroup(item.name, item.reason, item.channels) for item in graph.skipped),
+        timings_s={"profile": profiled - start, "sensitivity": end - profiled},
+        warnings=data.warnings,
+        classes=classes,
+    )
+
+
+def class_structure(responses: FloatArray, names: tuple[str, ...]) -> ClassStructure:
+    """The class tree and graph of mean responses (C, features), for reports."""
+    correlation = class_correlation(responses)
+    tree, graph = ClassTree.from_correlation(correlation), ClassGraph.from_correlation(correlation)
+    return ClassStructure(
+        names,
+        tuple(ClassMerge(row.children, row.height) for row in tree.rows()),
+        tuple(ClassEdge(row.first, row.second, row.correlation) for row in graph.rows()),
+    )
