@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from onnxprune.graph.fold import captured
 from onnxprune.graph.structure import Layer, PruningGraph
 from onnxprune.graph.weights import Affine, Constants, affine_step
 
@@ -37,8 +38,9 @@ class Targets:
         number = {layer.output: index for index, layer in enumerate(graph.layers)}
         self._number = number
         for node in graph.model.graph.node:
-            latest = max((self._latest.get(name, -1) for name in node.input), default=-1)
-            for name in node.input:
+            sources = (*node.input, *captured(node))
+            latest = max((self._latest.get(name, -1) for name in sources), default=-1)
+            for name in sources:
                 self._readers[name].append(node)
             for name in node.output:
                 self._latest[name] = max(latest, number.get(name, -1))
@@ -53,7 +55,7 @@ class Targets:
         affine = Affine.identity(shape[layer.channel_axis])
         while tensor not in self._outputs and len(self._readers[tensor]) == 1:
             node = self._readers[tensor][0]
-            step = affine_step(self._constants, node, tensor, layer.channel_axis - len(shape))
+            step = affine_step(self._constants, node, tensor, layer.channel_axis, len(shape))
             if step is not None and self._graph.shapes.get(node.output[0]) == shape:
                 affine = affine.then(*step, node.name)
                 tensor = node.output[0]

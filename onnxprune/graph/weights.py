@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,15 @@ class Constants:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value.astype(dtype)), name))
 
+    def free_name(self, wanted: str) -> str:
+        """``wanted``, or a name like it that no tensor of the graph has."""
+        graph = self.model.graph
+        taken = {value.name for value in graph.input} | set(self._tensors)
+        taken.update(name for node in graph.node for name in (*node.input, *node.output))
+        while wanted in taken:
+            wanted += "_"
+        return wanted
+
     def add(self, name: str, value: npt.NDArray[Any]) -> None:
         """Add an initializer under a name that is free."""
         tensor = self.model.graph.initializer.add()
@@ -80,25 +90,32 @@ class Affine:
 def read_matrix(constants: Constants, layer: Layer) -> FloatArray:
     """The weights of a layer as (groups, d, C_out / groups), so that ``rows @ matrix`` is its output.
 
-    Conv: d runs over input channel, then kernel position. Gemm: ``alpha`` is included.
+    d runs over a group's input channels, then kernel positions; those of a ConvTranspose are
+    mirrored, as `Geometry` reads it as a Conv of a widened input. Gemm: ``alpha`` is included.
     """
     weight = constants.read(layer.weight).astype(np.float64)
     if layer.op == "Conv":
         return weight.reshape(layer.groups, weight.shape[0] // layer.groups, -1).transpose(0, 2, 1)
-    matrix = _as_matrix(weight, layer) * _attribute(constants.node(layer.name), "alpha", 1.0)
-    return np.asarray(matrix[None])
+    if layer.op == "ConvTranspose":
+        taps = weight.reshape(layer.groups, -1, weight.shape[1], math.prod(weight.shape[2:]))[..., ::-1]
+        return taps.transpose(0, 1, 3, 2).reshape(layer.groups, -1, weight.shape[1])
+    matrix = weight.reshape(weight.shape[-2:])
+    matrix = matrix if layer.weight_in_axis < layer.weight_out_axis else matrix.T
+    return np.asarray(matrix[None] * _attribute(constants.node(layer.name), "alpha", 1.0))
 
 
 def write_matrix(constants: Constants, layer: Layer, matrix: FloatArray) -> None:
     """Store ``matrix`` (groups, d, C_out / groups) as the layer's weights; inverse of `read_matrix`."""
     shape = constants.read(layer.weight).shape
     if layer.op == "Conv":
-        constants.write(layer.weight, matrix.transpose(0, 2, 1).reshape(shape))
-        return
-    flat = matrix[0] / _attribute(constants.node(layer.name), "alpha", 1.0)
-    constants.write(
-        layer.weight, (flat if layer.weight_in_axis < layer.weight_out_axis else flat.T).reshape(shape)
-    )
+        weight = matrix.transpose(0, 2, 1)
+    elif layer.op == "ConvTranspose":
+        taps = matrix.reshape(layer.groups, -1, math.prod(shape[2:]), shape[1])
+        weight = taps.transpose(0, 1, 3, 2)[..., ::-1]
+    else:
+        flat = matrix[0] / _attribute(constants.node(layer.name), "alpha", 1.0)
+        weight = flat if layer.weight_in_axis < layer.weight_out_axis else flat.T
+    constants.write(layer.weight, weight.reshape(shape))
 
 
 def read_bias(constants: Constants, layer: Layer, channels: int) -> FloatArray:
@@ -106,93 +123,119 @@ def read_bias(constants: Constants, layer: Layer, channels: int) -> FloatArray:
     name = layer.bias
     if not name or name not in constants:
         return np.zeros(channels)
-    bias = constants.read(name).astype(np.float64) * _attribute(constants.node(layer.name), "beta", 1.0)
+    bias = constants.read(name).astype(np.float64) * _beta(constants.node(layer.name))
     return np.broadcast_to(bias.reshape(-1), (channels,)).copy()
 
 
 def can_shift(constants: Constants, layer: Layer, affine: Affine) -> bool:
     """Whether a constant can be added to the layer's output channels; see `add_shift`."""
-    if layer.op == "Conv":
-        return True
-    if layer.op == "Gemm":
-        return bool(layer.bias) and layer.bias in constants and constants.read(str(layer.bias)).ndim == 1
-    return any(_shift_place(constants, name) for name in affine.chain)
+    node = constants.node(layer.name)
+    if layer.op != "MatMul" and _has_addend(node):
+        name = node.input[2]
+        return name in constants and _beta(node) != 0 and math.prod(constants.read(name).shape[:-1]) == 1
+    return _shift_place(constants, affine) is not None or (layer.op != "MatMul" and _beta(node) != 0)
 
 
 def add_shift(constants: Constants, layer: Layer, affine: Affine, shift: FloatArray) -> None:
-    """Add ``shift`` (C_out,) to the layer's output channels, where the graph has a place for it.
+    """Add ``shift`` (C_out,) to the layer's output channels; only where `can_shift` says so.
 
-    That is the layer's own bias, else the mean of a BatchNormalization or an added constant right
-    behind it; a Conv with neither is given a bias.
+    It goes into the layer's own bias, else into the mean of a BatchNormalization or an added constant
+    right behind it; a Conv or Gemm with neither is given a bias.
     """
-    if layer.bias and layer.bias in constants:
-        old = constants.read(layer.bias).astype(np.float64)
-        beta = _attribute(constants.node(layer.name), "beta", 1.0)
-        constants.write(layer.bias, np.broadcast_to(old, shift.shape) + shift / beta)
+    node = constants.node(layer.name)
+    if layer.op != "MatMul" and _has_addend(node):
+        old = constants.read(node.input[2]).astype(np.float64)
+        shape = (*old.shape[:-1], len(shift))
+        constants.write(node.input[2], np.broadcast_to(old, shape) + shift / _beta(node))
         return
-    first = next(iter(affine.chain), None)
-    place = _shift_place(constants, first) if first is not None else None
+    place = _shift_place(constants, affine)
     if place is not None:
         name, sign = place
-        old = constants.read(name)
+        old = constants.read(name).astype(np.float64)
         constants.write(name, old + sign * shift.reshape(old.shape))
         return
-    node = constants.node(layer.name)
-    name = f"{layer.name}.bias"
-    taken = {*node.input, *(tensor.name for tensor in constants.model.graph.initializer)}
-    while name in taken:
-        name += "_"
-    constants.add(name, shift.astype(constants.read(layer.weight).dtype))
+    name = constants.free_name(f"{layer.name}.bias")
+    constants.add(name, (shift / _beta(node)).astype(constants.read(layer.weight).dtype))
     del node.input[2:]
     node.input.append(name)
 
 
 def affine_step(
-    constants: Constants, node: onnx.NodeProto, source: str, axis: int
+    constants: Constants, node: onnx.NodeProto, source: str, axis: int, rank: int
 ) -> tuple[FloatArray, FloatArray] | None:
-    """Scale and shift (C,) of a node that maps each channel of ``source`` by itself; None for any other.
+    """Scale and shift (C,) or (1,) of a node that maps each channel of ``source`` by itself, else None.
 
-    ``axis`` is the channel axis counted from the end (negative), as constants broadcast.
+    ``axis`` is the channel axis of ``source``, which has ``rank`` axes.
     """
-    if node.op_type in ("Identity", "Dropout") and node.input[0] == source:
+    if node.op_type == "Identity" or _is_idle_dropout(constants, node):
         return np.ones(1), np.zeros(1)
-    if node.op_type == "BatchNormalization" and node.input[0] == source:
-        if not all(name in constants for name in node.input[1:5]) or _attribute(node, "training_mode", 0):
-            return None
-        gamma, beta, mean, variance = (constants.read(name).astype(np.float64) for name in node.input[1:5])
-        scale = gamma / np.sqrt(variance + _attribute(node, "epsilon", 1e-5))
-        return scale, beta - mean * scale
-    if node.op_type in ("Add", "Sub", "Mul", "Div") and len(node.input) == 2 and source in node.input:
-        position = 1 - list(node.input).index(source)
-        name = node.input[position]
-        if name not in constants or (position == 0 and node.op_type in ("Sub", "Div")):
-            return None
-        value = _per_channel(constants.read(name), axis)
-        if value is None:
-            return None
-        one, zero = np.ones_like(value), np.zeros_like(value)
-        match node.op_type:
-            case "Add":
-                return one, value
-            case "Sub":
-                return one, -value
-            case "Mul":
-                return value, zero
-            case _:
-                return 1.0 / value, zero
+    if node.op_type == "BatchNormalization" and node.input[0] == source and axis == 1:
+        return _normalisation(constants, node)
+    if node.op_type not in ("Add", "Sub", "Mul", "Div") or source not in node.input:
+        return None
+    position = 1 - list(node.input).index(source)
+    name = node.input[position]
+    if name not in constants or (position == 0 and node.op_type in ("Sub", "Div")):
+        return None
+    value = _per_channel(constants.read(name), axis - rank)
+    if value is None or (node.op_type == "Div" and not value.all()):
+        return None
+    match node.op_type:
+        case "Add":
+            return np.ones_like(value), value
+        case "Sub":
+            return np.ones_like(value), -value
+        case "Mul":
+            return value, np.zeros_like(value)
+        case _:
+            return 1.0 / value, np.zeros_like(value)
+
+
+def _is_idle_dropout(constants: Constants, node: onnx.NodeProto) -> bool:
+    """Whether the node is a Dropout at inference, which changes nothing."""
+    if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:
+        return node.op_type == "Dropout"
+    return node.input[2] in constants and not constants.read(node.input[2]).any()
+
+
+def _normalisation(constants: Constants, node: onnx.NodeProto) -> tuple[FloatArray, FloatArray] | None:
+    """Scale and shift of a BatchNormalization at inference; None where its statistics are not fixed."""
+    if not all(name in constants for name in node.input[1:5]) or _attribute(node, "training_mode", 0):
+        return None
+    gamma, beta, mean, variance = (constants.read(name).astype(np.float64) for name in node.input[1:5])
+    if gamma.ndim != 1:  # opset 7 can normalise every position by itself
+        return None
+    scale = gamma / np.sqrt(variance + _attribute(node, "epsilon", 1e-5))
+    return scale, beta - mean * scale
+
+
+def _shift_place(constants: Constants, affine: Affine) -> tuple[str, int] | None:
+    """The constant of the first node of the chain that does anything, and the sign a shift takes there."""
+    for name in affine.chain:
+        node = constants.node(name)
+        if node.op_type in ("Identity", "Dropout"):
+            continue
+        places = {
+            "BatchNormalization": [(3, -1)],
+            "Add": [(0, 1), (1, 1)],
+            "Sub": [(1, -1)],
+        }.get(node.op_type, [])
+        for position, sign in places:
+            given = node.input[position]
+            if given in constants and constants.read(given).size == len(affine.scale):
+                return given, sign
+        return None
     return None
 
 
-def _shift_place(constants: Constants, name: str) -> tuple[str, int] | None:
-    """The initializer of a node that can take a shift before it, and the sign it takes it with."""
-    node = constants.node(name)
-    if node.op_type == "BatchNormalization":
-        return node.input[3], -1
-    if node.op_type == "Add":
-        for given in node.input:
-            if given in constants and constants.read(given).size > 1:
-                return given, 1
-    return None
+def _has_addend(node: onnx.NodeProto) -> bool:
+    """Whether a Conv, ConvTranspose or Gemm adds its third input."""
+    return len(node.input) > 2 and bool(node.input[2])
+
+
+def _beta(node: onnx.NodeProto) -> float:
+    """What a layer multiplies its bias with: 1 but for Gemm."""
+    return _attribute(node, "beta", 1.0)
 
 
 def _per_channel(value: npt.NDArray[Any], axis: int) -> FloatArray | None:
@@ -201,11 +244,6 @@ def _per_channel(value: npt.NDArray[Any], axis: int) -> FloatArray | None:
     if value.ndim < -axis or value.shape[axis] != value.size:
         return None
     return value.reshape(-1).astype(np.float64)
-
-
-def _as_matrix(weight: FloatArray, layer: Layer) -> FloatArray:
-    matrix = weight.reshape(weight.shape[-2:])
-    return matrix if layer.weight_in_axis < layer.weight_out_axis else matrix.T
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: float) -> float:

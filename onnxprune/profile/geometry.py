@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 import torch
@@ -19,7 +20,8 @@ class Geometry:
     """How a layer reads its input: ``rows @ weight matrix = output``, group by group.
 
     A Conv of g groups is g independent linear maps from d = C_in / g * prod(kernel) inputs, channel
-    by channel, to C_out / g outputs. Gemm and MatMul are the case without kernel.
+    by channel, to C_out / g outputs. Gemm and MatMul are the case without kernel. A ConvTranspose is a
+    Conv without strides over its input widened by zeros: neighbours come to lie ``widen`` apart.
     """
 
     channel_axis: int
@@ -28,6 +30,7 @@ class Geometry:
     strides: tuple[int, ...] = ()
     dilations: tuple[int, ...] = ()
     pads: tuple[tuple[int, int], ...] = ()
+    widen: tuple[int, ...] = ()
 
     @property
     def taps(self) -> int:
@@ -47,7 +50,7 @@ class Geometry:
             return picked.reshape(-1, 1, picked.shape[-1])
         count, channels = source.shape[:2]
         padding = [amount for pair in reversed(self.pads) for amount in pair]
-        padded = functional.pad(source, padding)
+        padded = functional.pad(self._widened(source), padding)
         index = self._base(source.shape, padded.shape, chosen)[:, None] + self._offsets(padded.shape)[None, :]
         patches = padded.reshape(count, channels, -1).index_select(2, index.reshape(-1).to(source.device))
         grouped = patches.reshape(count, self.groups, channels // self.groups, len(chosen), self.taps)
@@ -67,9 +70,20 @@ class Geometry:
         return tuple(
             (size + sum(pad) - dilation * (kernel - 1) - 1) // stride + 1
             for size, kernel, stride, dilation, pad in zip(
-                shape[2:], self.kernel, self.strides, self.dilations, self.pads, strict=True
+                self._widened_size(shape), self.kernel, self.strides, self.dilations, self.pads, strict=True
             )
         )
+
+    def _widened_size(self, shape: Sequence[int]) -> tuple[int, ...]:
+        steps = self.widen or (1,) * len(self.kernel)
+        return tuple((size - 1) * step + 1 for size, step in zip(shape[2:], steps, strict=True))
+
+    def _widened(self, source: Tensor) -> Tensor:
+        if all(step == 1 for step in self.widen):
+            return source
+        wide = source.new_zeros(*source.shape[:2], *self._widened_size(source.shape))
+        wide[(slice(None), slice(None), *(slice(None, None, step) for step in self.widen))] = source
+        return wide
 
     def _base(self, shape: Sequence[int], padded: Sequence[int], chosen: Tensor) -> Tensor:
         """Flat index, in the padded map, of the first tap of each chosen output position."""
@@ -91,23 +105,33 @@ class Geometry:
 
 
 def layer_geometry(graph: PruningGraph, layer: Layer) -> Geometry | None:
-    """The geometry of a layer; None where it is not of the form rows @ matrix.
+    """The geometry of a layer; None where its output is not rows @ matrix + a constant for each channel.
 
-    That is so for ConvTranspose, for a Gemm that transposes its input, and where a shape is unknown.
+    That is so for a Gemm that transposes its input, multiplies by zero or adds a computed tensor, for
+    a ConvTranspose whose pads follow from a stated output, and where a shape is unknown.
     """
     node = graph.node(layer.name)
     shape = graph.shapes.get(layer.input)
     if shape is None or layer.output not in graph.shapes or layer.weight not in graph.shapes:
         return None
+    attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+    if layer.op != "MatMul" and len(node.input) > 2 and node.input[2]:
+        if layer.bias is None or layer.bias not in graph.shapes:
+            return None
+        if math.prod(graph.shapes[layer.bias][:-1]) != 1:
+            return None
     if layer.op == "Conv":
-        return _convolution(node, shape, graph.shapes[layer.weight], layer.groups)
-    if layer.op == "ConvTranspose" or layer.channel_axis == 0:
+        return _convolution(attributes, shape, graph.shapes[layer.weight], layer.groups)
+    if layer.op == "ConvTranspose":
+        return _transposed(attributes, graph.shapes[layer.weight], layer.groups)
+    if layer.channel_axis == 0 or attributes.get("alpha", 1.0) == 0.0:
         return None
     return Geometry(layer.channel_axis, 1)
 
 
-def _convolution(node: onnx.NodeProto, shape: Sequence[int], weight: Sequence[int], groups: int) -> Geometry:
-    attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+def _convolution(
+    attributes: Mapping[str, Any], shape: Sequence[int], weight: Sequence[int], groups: int
+) -> Geometry:
     kernel = tuple(weight[2:])
     ones = (1,) * len(kernel)
     strides = tuple(attributes.get("strides", ones))
@@ -118,12 +142,36 @@ def _convolution(node: onnx.NodeProto, shape: Sequence[int], weight: Sequence[in
             _same(size, tap, stride, dilation, upper=mode == "SAME_UPPER")
             for size, tap, stride, dilation in zip(shape[2:], kernel, strides, dilations, strict=True)
         )
-    elif mode == "VALID":
-        pads = ((0, 0),) * len(kernel)
     else:
-        flat = attributes.get("pads", (0,) * (2 * len(kernel)))
-        pads = tuple(zip(flat[: len(kernel)], flat[len(kernel) :], strict=True))
+        pads = _stated_pads(attributes, mode, len(kernel))
     return Geometry(1, groups, kernel, strides, dilations, pads)
+
+
+def _transposed(attributes: Mapping[str, Any], weight: Sequence[int], groups: int) -> Geometry | None:
+    """A ConvTranspose as a Conv: what it pads is taken off a full border of d (k - 1)."""
+    kernel = tuple(weight[2:])
+    ones, zeros = (1,) * len(kernel), (0,) * len(kernel)
+    mode = attributes.get("auto_pad", b"NOTSET").decode()
+    if mode.startswith("SAME") or attributes.get("output_shape"):
+        return None
+    dilations = tuple(attributes.get("dilations", ones))
+    pads = tuple(
+        (dilation * (tap - 1) - before, dilation * (tap - 1) - after + extra)
+        for tap, dilation, (before, after), extra in zip(
+            kernel,
+            dilations,
+            _stated_pads(attributes, mode, len(kernel)),
+            attributes.get("output_padding") or zeros,
+            strict=True,
+        )
+    )
+    return Geometry(1, groups, kernel, ones, dilations, pads, tuple(attributes.get("strides", ones)))
+
+
+def _stated_pads(attributes: Mapping[str, Any], mode: str, axes: int) -> tuple[tuple[int, int], ...]:
+    """Pads (before, after) of each axis; a mode of VALID has none."""
+    flat = (0,) * (2 * axes) if mode == "VALID" else attributes.get("pads", (0,) * (2 * axes))
+    return tuple(zip(flat[:axes], flat[axes:], strict=True))
 
 
 def _same(size: int, kernel: int, stride: int, dilation: int, *, upper: bool) -> tuple[int, int]:
