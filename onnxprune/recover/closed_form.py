@@ -7,6 +7,7 @@ minus the pruned model's shortcut (METHOD section 5).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,10 +16,12 @@ import onnx
 import torch
 from torch import Tensor
 
+from onnxprune.graph.fold import captured
 from onnxprune.graph.joins import Target, Targets
 from onnxprune.graph.kept import Kept
 from onnxprune.graph.plan import Plan, kept_indices
 from onnxprune.graph.structure import Layer, PruningGraph
+from onnxprune.graph.units import is_depthwise
 from onnxprune.graph.weights import (
     Affine,
     Constants,
@@ -48,8 +51,9 @@ HELD_OUT = 5
 class LayerFit:
     """What recovery did to one layer.
 
-    Errors are mean squared, on held-out samples, with the layer's old weights and with the new
-    ones; ``kept`` says whether the new ones stayed, ``reason`` why they did not.
+    Errors are mean squared at the layer's target (the residual join that it feeds, or what follows it
+    affinely), summed over channels, on held-out samples, with the layer's old weights and with the
+    new ones; ``kept`` says whether the new ones stayed, ``reason`` why they did not.
     """
 
     layer: str
@@ -82,11 +86,12 @@ def recover(
 ) -> Recovery:
     """Refit the weights of ``pruned`` (= rewrite(graph, plan)) on calibration ``inputs`` (n, ...).
 
-    ``batch`` is the batch size that the model insists on, if any. ``pruned`` is not changed. Layers
-    that can't be fitted, or whose fit raises the held-out error, keep their weights and say why.
+    ``batch`` is the batch size that the model insists on, if any: samples beyond its last multiple
+    are left out. ``pruned`` is not changed. Layers that can't be fitted, or whose fit raises the
+    held-out error, keep their weights and say why.
     """
     if batch is not None:
-        inputs = inputs[: len(inputs) // batch * batch]
+        inputs = _whole_batches(inputs, batch)
     model = onnx.ModelProto()
     model.CopyFrom(pruned)
     original = Walker(graph.model, inputs, graph.shapes, batch=batch, provider=provider, threads=threads)
@@ -105,21 +110,37 @@ def recover(
     return Recovery(model, tuple(fits))
 
 
+def _whole_batches(inputs: npt.NDArray[np.generic], batch: int) -> npt.NDArray[np.generic]:
+    """As many samples as fill whole batches; one batch at least, filled by repeating them."""
+    count = len(inputs) // batch * batch or batch
+    return inputs[np.arange(count) % len(inputs)]
+
+
 def _affected(graph: PruningGraph, plan: Plan) -> list[Layer]:
     """Layers whose inputs differ from the original's: they read removed units, or follow what does."""
     tainted: set[str] = set()
     layers = {layer.output: layer for layer in graph.layers}
     found = []
     for node in graph.model.graph.node:
-        hit = any(name in tainted for name in node.input)
-        for name in node.output:
-            layer = layers.get(name)
-            if layer is not None and (hit or not kept_indices(plan.keep, layer.in_units).all()):
-                found.append(layer)
-                hit = True
+        sources = [*node.input, *captured(node)]
+        layer = layers.get(node.output[0])
+        hit = any(name in tainted for name in sources)
+        if layer is None or is_depthwise(layer):
+            # Units that end here were summed over, as in a product of two activations.
+            hit = hit or bool(_removed(graph, plan, sources) - _removed(graph, plan, node.output))
+        else:
+            hit = hit or not kept_indices(plan.keep, layer.in_units).all()
         if hit:
             tainted.update(node.output)
+            if layer is not None:
+                found.append(layer)
     return found
+
+
+def _removed(graph: PruningGraph, plan: Plan, names: Iterable[str]) -> set[int]:
+    """The units on any axis of the tensors named that the plan removes."""
+    axes = [units for name in names for units in graph.axes.get(name, ()) if units is not None]
+    return {int(unit) for units in axes for unit in np.unique(units[~kept_indices(plan.keep, units)])}
 
 
 def _pruned_shapes(graph: PruningGraph, plan: Plan) -> dict[str, tuple[int, ...]]:
@@ -132,7 +153,7 @@ def _pruned_layer(layer: Layer, plan: Plan, node: onnx.NodeProto) -> Layer:
     groups = next((entry.i for entry in node.attribute if entry.name == "group"), 1)
     return replace(
         layer,
-        groups=groups if layer.op == "Conv" else 1,
+        groups=groups,
         in_units=layer.in_units[kept_indices(plan.keep, layer.in_units)],
         out_units=layer.out_units[kept_indices(plan.keep, layer.out_units)],
     )
@@ -158,88 +179,104 @@ class _Run:
         self.original.advance(layer.name)
         self.changed.advance(layer.name)
         small = _pruned_layer(layer, self.plan, self.constants.node(layer.name))
-        geometry = replace(geometry, groups=small.groups)
         target = self.targets.of(layer)
         stays = kept_indices(self.plan.keep, layer.out_units)
         affine = target.affine.select(stays)
-        matrix = read_matrix(self.constants, small)
-        bias = read_bias(self.constants, small, len(small.out_units))
-        old = np.concatenate([matrix, bias.reshape(small.groups, 1, -1)], axis=1)
         constant = can_shift(self.constants, small, affine)
-        fit, held_out = self._sums(small, geometry, target, affine, torch.from_numpy(stays), old, constant)
-        start = torch.from_numpy(old if constant else matrix).to(fit.rows_rows.device)
-        result = fit_matrix(fit, held_out, start, constant=constant)
+        problem = _Problem(
+            small, replace(geometry, groups=small.groups), target, affine, torch.from_numpy(stays), constant
+        )
+        matrix = read_matrix(self.constants, small)
+        if constant:
+            bias = read_bias(self.constants, small, len(stays.nonzero()[0]))
+            matrix = np.concatenate([matrix, bias.reshape(small.groups, 1, -1)], axis=1)
+        fit, held_out = self._sums(problem, (small.groups, *matrix.shape[1:]))
+        device = fit.rows_rows.device
+        importance = np.where(affine.dead, 0.0, affine.scale**2).reshape(small.groups, -1)
+        result = fit_matrix(
+            fit,
+            held_out,
+            torch.from_numpy(matrix).to(device),
+            constant=constant,
+            weights=torch.from_numpy(importance).to(device),
+        )
         if result.helps:
-            self._write(
-                small, affine, target.shortcut is not None, old, result.matrix.cpu().numpy(), constant
-            )
+            self._write(problem, matrix, result.matrix.cpu().numpy())
         return LayerFit(
             layer.name,
             result.error_before,
             result.error_after,
             result.ridge,
             result.helps,
-            "" if result.helps else "the fit would raise the held-out error",
+            "" if result.helps else _why_not(held_out),
         )
 
-    def _sums(
-        self,
-        layer: Layer,
-        geometry: Geometry,
-        target: Target,
-        affine: Affine,
-        stays: Tensor,
-        old: FloatArray,
-        constant: bool,
-    ) -> tuple[Sums, Sums]:
+    def _sums(self, problem: _Problem, shape: tuple[int, int, int]) -> tuple[Sums, Sums]:
         """Stream rows of the pruned model and targets of the original: (for fitting, held out).
 
         At a join the target is mapped back through the affine map: (join - shortcut - shift) / scale.
+        ``shape`` is that of the matrix to fit: (groups, d, outputs).
         """
-        size = old.shape[1] if constant else old.shape[1] - 1
+        layer, geometry, target = problem.layer, problem.geometry, problem.target
         device = self.changed.device
-        both = [Sums.zeros(layer.groups, size, old.shape[2], device) for _ in range(2)]
+        groups, size, outputs = shape
+        both = [Sums.zeros(groups, size, outputs, device) for _ in range(2)]
         wanted = target.tensor if target.shortcut else layer.output
         sources = [layer.input, *([target.shortcut] if target.shortcut else [])]
         step = min(self.original.batch_size([wanted]), self.changed.batch_size(sources))
         rows = min(ROWS[1], max(ROWS[0], ROWS_PER_COLUMN * size))
-        scale = torch.from_numpy(np.where(affine.dead, 1.0, affine.scale)).float().to(device)
-        shift = torch.from_numpy(affine.shift).float().to(device)
+        kept = problem.stays.nonzero()[:, 0].to(device)
         streams = zip(self.changed.stream(sources, step), self.original.stream([wanted], step), strict=True)
         for (samples, actual), (_, true) in streams:
             source = actual[layer.input].to(device)
-            chosen = choose_positions(
-                geometry.positions(source.shape), self.changed.samples, rows, self.generator
-            )
-            values = (
-                true[wanted].to(device).index_select(layer.channel_axis, stays.nonzero()[:, 0].to(device))
-            )
-            goal = geometry.targets(values, chosen)
+            positions = geometry.positions(source.shape)
+            chosen = choose_positions(positions, self.changed.samples, rows, self.generator)
+            goal = geometry.targets(true[wanted].to(device).index_select(layer.channel_axis, kept), chosen)
             if target.shortcut:
-                goal = goal - geometry.targets(actual[target.shortcut].to(device), chosen)
-                flat = goal.flatten(1)
-                goal = ((flat - shift) / scale).view_as(goal)
+                goal = problem.before_join(
+                    goal - geometry.targets(actual[target.shortcut].to(device), chosen)
+                )
             columns = geometry.rows(source, chosen)
-            if constant:
+            if problem.constant:
                 columns = torch.cat([columns, columns.new_ones(*columns.shape[:-1], 1)], dim=-1)
-            number = torch.arange(samples.start, samples.stop).repeat_interleave(len(chosen)).to(device)
+            count = samples.stop - samples.start
+            number = samples.start + torch.arange(len(columns), device=device) * count // len(columns)
             held = number % HELD_OUT == HELD_OUT - 1
             both[0].add(columns[~held], goal[~held])
             both[1].add(columns[held], goal[held])
         return both[0], both[1]
 
-    def _write(
-        self, layer: Layer, affine: Affine, joined: bool, old: FloatArray, new: FloatArray, constant: bool
-    ) -> None:
+    def _write(self, problem: _Problem, old: FloatArray, new: FloatArray) -> None:
         """Write the fitted matrix, and the change of its constant, leaving out channels without effect."""
-        matrix, shift = new, np.zeros(len(layer.out_units))
-        if constant:
-            matrix = new[:, :-1]
-            shift = (new[:, -1] - old[:, -1]).reshape(-1)
-        if joined:
-            dead = affine.dead.reshape(layer.groups, 1, -1)
-            matrix = np.where(dead, old[:, :-1], matrix)
-            shift = np.where(affine.dead, 0.0, shift)
-        write_matrix(self.constants, layer, matrix)
-        if constant:
-            add_shift(self.constants, layer, affine, shift)
+        layer, affine = problem.layer, problem.affine
+        if problem.target.shortcut:
+            new = np.where(affine.dead.reshape(layer.groups, 1, -1), old, new)
+        write_matrix(self.constants, layer, new[:, :-1] if problem.constant else new)
+        if problem.constant:
+            add_shift(self.constants, layer, affine, (new[:, -1] - old[:, -1]).reshape(-1))
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """One layer's regression, as the pruned model has the layer.
+
+    ``stays`` (C_out,) masks the original's channels that stay; ``affine`` is that of those. With
+    ``constant`` the matrix has a last row for a column of ones.
+    """
+
+    layer: Layer
+    geometry: Geometry
+    target: Target
+    affine: Affine
+    stays: Tensor
+    constant: bool
+
+    def before_join(self, rows: Tensor) -> Tensor:
+        """Rows (r, G, O) at the join mapped back to the layer's output: (rows - shift) / scale."""
+        scale = torch.from_numpy(np.where(self.affine.dead, 1.0, self.affine.scale)).to(rows)
+        shift = torch.from_numpy(self.affine.shift).to(rows)
+        return ((rows.flatten(1) - shift) / scale).view_as(rows)
+
+
+def _why_not(held_out: Sums) -> str:
+    return "the fit would raise the held-out error" if held_out.count else "too few samples to hold any out"

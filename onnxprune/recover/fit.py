@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Strengths tried, as shares of the Gram matrix's mean diagonal."""
 
 
@@ -23,12 +23,11 @@ class Sums:
     @classmethod
     def zeros(cls, groups: int, size: int, outputs: int, device: torch.device) -> Sums:
         """Empty sums for rows of ``size`` columns, in double precision."""
-        options = {"dtype": torch.float64, "device": device}
-        return cls(
-            torch.zeros(groups, size, size, **options),
-            torch.zeros(groups, size, outputs, **options),
-            torch.zeros(groups, outputs, **options),
-        )
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        return cls(zeros(groups, size, size), zeros(groups, size, outputs), zeros(groups, outputs))
 
     def add(self, rows: Tensor, targets: Tensor) -> None:
         """Take rows (r, G, d) and targets (r, G, O); products are formed in single precision."""
@@ -69,18 +68,21 @@ class Fit:
         return self.error_after < self.error_before
 
 
-def fit_matrix(fit: Sums, held_out: Sums, old: Tensor, *, constant: bool) -> Fit:
+def fit_matrix(
+    fit: Sums, held_out: Sums, old: Tensor, *, constant: bool, weights: Tensor | None = None
+) -> Fit:
     """Least squares with a ridge towards ``old`` (G, d, O), chosen on ``held_out``, refitted on all rows.
 
     With ``constant`` the last row of the matrix multiplies a column of ones and is not shrunk.
+    ``weights`` (G, O) say how much each output's squared error counts in the errors; 1 without.
     """
-    before = float(held_out.error(old).sum())
-    trials = []
-    for ridge in RIDGES:
-        matrix = _solve(fit, old, ridge, constant)
-        trials.append((float(held_out.error(matrix).sum()), ridge))
-    after, ridge = min(trials)
-    return Fit(_solve(fit.plus(held_out), old, ridge, constant), ridge, before, after)
+
+    def error(matrix: Tensor) -> float:
+        each = held_out.error(matrix)
+        return float((each if weights is None else each * weights).sum())
+
+    after, ridge = min((error(_solve(fit, old, ridge, constant)), ridge) for ridge in RIDGES)
+    return Fit(_solve(fit.plus(held_out), old, ridge, constant), ridge, error(old), after)
 
 
 def _solve(sums: Sums, old: Tensor, ridge: float, constant: bool) -> Tensor:
@@ -96,6 +98,9 @@ def _solve(sums: Sums, old: Tensor, ridge: float, constant: bool) -> Tensor:
     left = left + torch.diag_embed(shrink)
     right = sums.rows_targets / count + shrink[:, :, None] * old
     factor, failed = torch.linalg.cholesky_ex(left)
-    if failed.any():
-        return torch.linalg.lstsq(left, right).solution
-    return torch.cholesky_solve(right, factor)
+    if not failed.any():
+        return torch.cholesky_solve(right, factor)
+    if not (left.isfinite().all() and right.isfinite().all()):
+        return old
+    solution: Tensor = torch.linalg.lstsq(left, right).solution
+    return solution

@@ -15,8 +15,9 @@ import onnx
 import torch
 from torch import Tensor
 
+from onnxprune.graph.fold import captured
 from onnxprune.profile.providers import choose_provider
-from onnxprune.profile.session import open_session
+from onnxprune.profile.session import Session, open_session
 
 Array = npt.NDArray[np.generic]
 
@@ -29,7 +30,9 @@ _BATCH_BYTES = 128 << 20
 class Walker:
     """Activations of one model at a moving cut, for all samples at once.
 
-    The model may change behind the cut while walking: weights of nodes that have not run yet.
+    The model may change behind the cut while walking: weights of nodes that have not run yet. Only
+    tensors whose first axis counts the samples (or so many rows for each) can be kept; what holds
+    all samples of a batch jointly, such as its shape, is computed anew for each batch.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class Walker:
     ) -> None:
         """Start at the model's input, with ``inputs`` (n, ...); ``shapes`` give tensors' sizes at batch 1.
 
-        ``batch`` is the batch size that the model insists on; its multiple must be ``n``.
+        ``batch`` is the batch size that the model insists on; n must be its multiple.
         """
         self.model = model
         self._shapes = shapes
@@ -52,8 +55,9 @@ class Walker:
         self._weights = {tensor.name for tensor in model.graph.initializer}
         data = next(value.name for value in model.graph.input if value.name not in self._weights)
         self._alive: dict[str, Array] = {data: inputs}
+        self._types = {data: inputs.dtype}
+        self._joint: set[str] = set()
         self._samples, self._batch = len(inputs), batch
-        self._outputs = {value.name for value in model.graph.output}
         self._done = 0
 
     @property
@@ -69,33 +73,32 @@ class Walker:
     def advance(self, name: str) -> None:
         """Run every node before the one of that name; keep what it and later nodes read."""
         nodes = self.model.graph.node
-        node = next(index for index, entry in enumerate(nodes) if entry.name == name)
-        if node <= self._done:
+        cut = next(index for index, node in enumerate(nodes) if node.name == name)
+        if cut <= self._done:
             return
-        made = {name for entry in nodes[self._done : node] for name in entry.output}
-        needed = {name for entry in nodes[node:] for name in _reads(entry)} | self._outputs
-        wanted = sorted(made & needed)
-        fresh = self.compute(wanted)
-        self._alive = {name: value for name, value in {**self._alive, **fresh}.items() if name in needed}
-        self._done = node
+        while True:
+            kept = self._kept_at(cut)
+            wanted = [name for name in kept if name not in self._alive]
+            session = self._open(wanted)
+            joint = self._joint_among(session)
+            if not joint:
+                break
+            self._joint |= joint
+        values = {**self._alive, **self._gather(session, wanted)}
+        self._alive = {name: values[name] for name in kept}
+        self._done = cut
 
     def compute(self, names: Sequence[str]) -> dict[str, Array]:
-        """Values (n, ...) of tensors at or behind the cut, for all samples; the cut stays."""
-        found = {name: self._alive[name] for name in names if name in self._alive}
-        missing = [name for name in names if name not in found]
-        if not missing:
-            return found
-        parts: dict[str, list[Array]] = {name: [] for name in missing}
-        for _, values in self._run(missing, self.batch_size(missing)):
-            for name, value in values.items():
-                parts[name].append(_compact(value, self._samples))
-        return found | {name: _joined(values) for name, values in parts.items()}
+        """Values (n, ...) of tensors at the cut or after it, for all samples; the cut stays."""
+        missing = [name for name in names if name not in self._alive]
+        found = self._gather(self._open(missing), missing)
+        return {name: self._alive[name] if name in self._alive else found[name] for name in names}
 
     def stream(self, names: Sequence[str], size: int) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-        """Values of tensors at or behind the cut, ``size`` samples at a time, as float32 tensors."""
+        """Values of tensors at the cut or after it, ``size`` samples at a time, as float32 tensors."""
         missing = [name for name in names if name not in self._alive]
-        for samples, values in self._run(missing, size):
-            known = {name: self._alive[name][samples] for name in names if name in self._alive}
+        for samples, values in self._run(self._open(missing), size):
+            known = {name: self._part(name, samples) for name in names if name in self._alive}
             yield (
                 samples,
                 {
@@ -110,96 +113,139 @@ class Walker:
         each = 4 * sum(int(np.prod(self._shapes[name])) for name in used if name in self._shapes)
         return self._batch or max(1, min(256, _BATCH_BYTES // max(1, each)))
 
-    def _run(self, missing: Sequence[str], size: int) -> Iterator[tuple[slice, dict[str, Array]]]:
-        slices = [slice(start, min(start + size, self._samples)) for start in range(0, self._samples, size)]
-        if not missing:
-            yield from ((samples, {}) for samples in slices)
-            return
-        segment = cut_between(self.model, list(self._alive), missing, self._shapes, self._batch)
-        session = open_session(segment, provider=self._provider, threads=self._threads)
-        for samples in slices:
-            feeds = {
-                spec.name: self._alive[spec.name][samples].astype(spec.dtype, copy=False)
-                for spec in session.inputs
-            }
-            yield samples, session.run(feeds)
+    def _kept_at(self, cut: int) -> list[str]:
+        """Tensors to keep at a cut: what later nodes read, or what that is computed from if it is joint."""
+        nodes = self.model.graph.node
+        made = {name: node for node in nodes[:cut] for name in node.output if name}
+        pending = [name for node in nodes[cut:] for name in _reads(node)]
+        found: dict[str, None] = {}
+        seen: set[str] = set()
+        while pending:
+            name = pending.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            if name in self._joint:
+                pending.extend(_reads(made[name]))
+            elif name in made or name in self._alive:
+                found[name] = None
+        return sorted(found)
+
+    def _open(self, wanted: Sequence[str]) -> Session | None:
+        """A session from the tensors alive to ``wanted``; None where nothing has to run."""
+        if not wanted:
+            return None
+        sources = [self._stated(name) for name in self._alive]
+        segment = cut_between(self.model, sources, wanted)
+        return open_session(segment, provider=self._provider, threads=self._threads)
+
+    def _stated(self, name: str) -> onnx.ValueInfoProto:
+        """Type and shape of a tensor that is alive, as a segment's input."""
+        value = self._alive[name]
+        rows = len(value) * self._batch // self._samples if self._batch else None
+        kind = onnx.helper.np_dtype_to_tensor_dtype(self._types[name])
+        return onnx.helper.make_tensor_value_info(name, kind, [rows, *value.shape[1:]])
+
+    def _part(self, name: str, samples: slice) -> Array:
+        value = self._alive[name]
+        start, stop = (len(value) * edge // self._samples for edge in (samples.start, samples.stop))
+        return value[start:stop]
+
+    def _feed(self, session: Session, samples: slice) -> dict[str, Array]:
+        return {
+            spec.name: self._part(spec.name, samples).astype(spec.dtype, copy=False)
+            for spec in session.inputs
+        }
+
+    def _run(self, session: Session | None, size: int) -> Iterator[tuple[slice, dict[str, Array]]]:
+        for start in range(0, self._samples, size):
+            samples = slice(start, min(start + size, self._samples))
+            yield samples, {} if session is None else session.run(self._feed(session, samples))
+
+    def _gather(self, session: Session | None, names: Sequence[str]) -> dict[str, Array]:
+        """The outputs of a session for all samples; their types are noted."""
+        parts: dict[str, list[Array]] = {name: [] for name in names}
+        if session is not None:
+            for _, values in self._run(session, self.batch_size(names)):
+                for name, value in values.items():
+                    self._types[name] = value.dtype
+                    parts[name].append(_compact(value, self._samples))
+        return {name: _joined(values) for name, values in parts.items()}
+
+    def _joint_among(self, session: Session | None) -> set[str]:
+        """Outputs of which a batch of two samples does not hold the first one's rows, then the second's.
+
+        With a batch size that the model insists on, all that has an axis can be cut between batches.
+        """
+        if session is None:
+            return set()
+        first = slice(0, self._batch or 1)
+        alone = [session.run(self._feed(session, first))]
+        if self._batch is None and self._samples > 1:
+            alone.append(session.run(self._feed(session, slice(1, 2))))
+        together = session.run(self._feed(session, slice(0, len(alone)))) if len(alone) > 1 else alone[0]
+        return {
+            name
+            for name, value in together.items()
+            if not value.ndim or not _same(value, [part[name] for part in alone])
+        }
 
 
 def cut_between(
-    model: onnx.ModelProto,
-    sources: Sequence[str],
-    wanted: Sequence[str],
-    shapes: Mapping[str, Sequence[int]],
-    batch: int | None = None,
+    model: onnx.ModelProto, sources: Sequence[onnx.ValueInfoProto], wanted: Sequence[str]
 ) -> onnx.ModelProto:
-    """The part of ``model`` that computes ``wanted`` from ``sources``, its batch axis free or ``batch``."""
+    """The part of ``model`` that computes ``wanted`` from ``sources``, of which it takes what it needs."""
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    types = _types(model)
-    made = {name: node for node in model.graph.node for name in node.output}
+    known = {value.name for value in sources} | set(weights)
+    made = {name: index for index, node in enumerate(model.graph.node) for name in node.output}
     reached: set[str] = set()
     chosen: set[int] = set()
     pending = list(wanted)
-    known = set(sources)
     while pending:
         name = pending.pop()
-        if name in reached or not name:
+        if name in reached:
             continue
         reached.add(name)
-        if name in known or name in weights:
-            continue
-        node = made[name]
-        if id(node) not in chosen:
-            chosen.add(id(node))
-            pending.extend(_reads(node))
-    nodes = [
-        node
-        for node in model.graph.node
-        if any(made.get(name) is node and id(node) in chosen for name in node.output)
-    ]
-    inputs = [name for name in sources if name in reached]
-    graph = onnx.helper.make_graph(
-        [],
-        "segment",
-        [_value(name, types, shapes, batch) for name in inputs],
-        [
-            onnx.helper.make_tensor_value_info(name, types.get(name, onnx.TensorProto.FLOAT), None)
-            for name in wanted
-        ],
-    )
-    graph.node.extend(nodes)
-    graph.initializer.extend(weights[name] for name in sorted(reached & set(weights)))
-    segment = onnx.helper.make_model(
-        graph, opset_imports=list(model.opset_import), ir_version=model.ir_version
-    )
+        if name not in known and name in made and made[name] not in chosen:
+            chosen.add(made[name])
+            pending.extend(_reads(model.graph.node[made[name]]))
+    segment = onnx.ModelProto(ir_version=model.ir_version)
+    segment.opset_import.extend(model.opset_import)
     segment.functions.extend(model.functions)
+    graph = segment.graph
+    graph.name = "segment"
+    graph.node.extend(model.graph.node[index] for index in sorted(chosen))
+    graph.initializer.extend(weights[name] for name in sorted(reached & set(weights)))
+    graph.sparse_initializer.extend(
+        tensor for tensor in model.graph.sparse_initializer if tensor.values.name in reached
+    )
+    graph.input.extend(value for value in sources if value.name in reached)
+    # onnxruntime infers the type of an output that is only named.
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
     return segment
 
 
-def _value(
-    name: str, types: Mapping[str, int], shapes: Mapping[str, Sequence[int]], batch: int | None
-) -> onnx.ValueInfoProto:
-    shape = shapes.get(name)
-    dims = None if not shape else [batch or "batch", *shape[1:]]
-    return onnx.helper.make_tensor_value_info(name, types.get(name, onnx.TensorProto.FLOAT), dims)
+def _reads(node: onnx.NodeProto) -> list[str]:
+    """Every tensor that a node reads, also from inside its bodies."""
+    return [name for name in (*node.input, *captured(node)) if name]
 
 
-def _types(model: onnx.ModelProto) -> dict[str, int]:
-    entries = [*model.graph.input, *model.graph.value_info, *model.graph.output]
-    return {value.name: value.type.tensor_type.elem_type for value in entries}
-
-
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    yield from node.input
-    for attribute in node.attribute:
-        for graph in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ())):
-            for inner in graph.node:
-                yield from _reads(inner)
+def _same(value: Array, parts: Sequence[Array]) -> bool:
+    """Whether a batch's rows are its samples' rows, up to rounding that depends on the batch."""
+    if any(part.shape[1:] != value.shape[1:] for part in parts) or sum(map(len, parts)) != len(value):
+        return False
+    joined = _joined(list(parts))
+    if not np.issubdtype(value.dtype, np.floating):
+        return bool(np.array_equal(value, joined))
+    size = float(np.max(np.abs(joined), initial=0.0, where=np.isfinite(joined)))
+    return bool(np.allclose(value, joined, rtol=0.0, atol=1e-2 * size, equal_nan=True))
 
 
 def _compact(value: Array, samples: int) -> Array:
     if value.dtype != np.float32 or value.nbytes // max(1, len(value)) * samples <= _HALF_ABOVE:
         return value
-    half = value.astype(np.float16)
+    with np.errstate(over="ignore"):
+        half = value.astype(np.float16)
     return half if np.isfinite(half).all() else value
 
 

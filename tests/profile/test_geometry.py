@@ -190,4 +190,4 @@ def test_positions_are_distinct_and_as_many_as_asked() -> None:
     ):
         chosen = choose_positions(positions, number, rows, generator)
         assert len(chosen) == len(torch.unique(chosen)) == expected
-        assert 0 <= int(chosen.min()) and int(chosen.max()) < positions
+        assert int(chosen.min()) >= 0 and int(chosen.max()) < positions
