@@ -16,6 +16,7 @@ from torch import Tensor
 from onnxprune.evaluate.datasets import Dataset
 from onnxprune.graph.joins import Target, Targets
 from onnxprune.graph.structure import FIXED, IntArray, Layer, PruningGraph
+from onnxprune.graph.units import is_depthwise
 from onnxprune.graph.weights import Constants, FloatArray, read_bias, read_matrix
 from onnxprune.profile.geometry import Geometry, choose_positions, layer_geometry
 from onnxprune.profile.session import open_session
@@ -137,7 +138,7 @@ def collect_statistics(
         (layer, geometry)
         for layer in graph.layers
         if (layer.in_units != FIXED).any()
-        and not _is_depthwise(layer)
+        and not is_depthwise(layer)
         and (geometry := layer_geometry(graph, layer)) is not None
     ]
     targets, constants = Targets(graph), Constants(graph.model)
@@ -207,10 +208,6 @@ def _bounded_sets(layers: Sequence[tuple[Layer, Geometry]]) -> Iterator[list[tup
 
 def _with_ones(rows: Tensor) -> Tensor:
     return torch.cat([rows, rows.new_ones(*rows.shape[:-1], 1)], dim=-1)
-
-
-def _is_depthwise(layer: Layer) -> bool:
-    return layer.groups > 1 and layer.groups == len(layer.in_units)
 
 
 def _bytes(shape: Sequence[int]) -> int:
