@@ -45,8 +45,9 @@ class Limits:
     def counts(self, size: int) -> IntArray:
         """The numbers of removed units that are allowed for a group of ``size``, rising from 0."""
         most = min(size - 1, int(np.floor(self.max_group_ratio * size + 1e-9)))
-        removed = np.arange(most + 1)
-        return removed[(removed == 0) | ((size - removed) % self.round_to == 0)].astype(np.int64)
+        removed = np.arange(most + 1, dtype=np.int64)
+        allowed: BoolArray = (removed == 0) | ((size - removed) % self.round_to == 0)
+        return removed[allowed]
 
 
 class Goal(Protocol):
@@ -114,7 +115,17 @@ def allocate(graph: PruningGraph, rankings: Sequence[Ranking], goals: Sequence[G
                 hint="raise the budget, or allow more with --max-group-ratio, --round-to, --keep and --only",
             )
         best.advance(keep, savings, unmet)
+    _give_back(curves, keep, goals)
     return Plan(keep)
+
+
+def _give_back(curves: Sequence[_Curve], keep: BoolArray, goals: Sequence[Goal]) -> None:
+    """Undo last steps that the goals turn out not to need, those with the most loss first."""
+    open_curves = list(curves)
+    while open_curves:
+        curve = max(open_curves, key=lambda entry: entry.last_loss())
+        if not curve.retreat(keep, goals):
+            open_curves.remove(curve)
 
 
 def allocate_evenly(
@@ -171,6 +182,24 @@ class _Curve:
             self._at = position
             if all(goal.value(keep) <= goal.limit for goal in unmet):
                 return
+
+    def last_loss(self) -> float:
+        """Loss of the last step taken; below any other where none was."""
+        if self._at == 0:
+            return -np.inf
+        return float(self._loss[self._counts[self._at]] - self._loss[self._counts[self._at - 1]])
+
+    def retreat(self, keep: BoolArray, goals: Sequence[Goal]) -> bool:
+        """Undo the last step in ``keep`` where every goal stays met; whether it was undone."""
+        if self._at == 0:
+            return False
+        undone = self._units[self._counts[self._at - 1] : self._counts[self._at]]
+        keep[undone] = True
+        if any(goal.value(keep) > goal.limit for goal in goals):
+            keep[undone] = False
+            return False
+        self._at -= 1
+        return True
 
     def _next(self, savings: FloatArray) -> tuple[float, int]:
         ahead = self._counts[self._at + 1 :]

@@ -31,7 +31,7 @@ class Compensation:
         ``gram`` (d + 1, d + 1) with the constant last, ``matrix`` (d + 1, O), ``columns`` (d,) the unit
         position of each column (-1: fixed); losses are mean squared errors times ``weight``.
         """
-        moments = gram.double() / rows
+        moments = _shrunk(gram.double() / rows, rows)
         size = len(moments) - 1
         diagonal = torch.arange(size)
         moments[diagonal, diagonal] += RIDGE * moments.diagonal()[:-1].mean() + 1e-12
@@ -80,6 +80,23 @@ class Compensation:
             index = torch.from_numpy(first[chosen, None] + np.arange(size)[None, :]).to(order.device)
             blocks.append((chosen, order[index]))
         return blocks
+
+
+def _shrunk(moments: Tensor, rows: int) -> Tensor:
+    """Second moments (d + 1, d + 1) whose covariances are shrunk towards none by d / (d + rows).
+
+    With fewer rows than columns every column is a combination of the others on the samples, and its
+    removal would look free (Ledoit & Wolf 2004 give the reason and the form).
+    """
+    size = len(moments) - 1
+    mean = moments[-1, :-1]
+    covariance = moments[:-1, :-1] - torch.outer(mean, mean)
+    variances = covariance.diagonal().clone()
+    covariance *= rows / (rows + size)
+    covariance.diagonal().copy_(variances)
+    result = moments.clone()
+    result[:-1, :-1] = covariance + torch.outer(mean, mean)
+    return result
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.graph.structure import Group, IntArray, PruningGraph
+from onnxprune.graph.structure import Group, PruningGraph
 from onnxprune.graph.weights import Constants, FloatArray
 
 
@@ -54,10 +54,10 @@ def scale_scores(graph: PruningGraph, constants: Constants, group: Group) -> Flo
         node = graph.node(name)
         if node.op_type != "BatchNormalization" or node.input[1] not in constants:
             continue
-        units: IntArray | None = graph.axes[node.input[1]][0]
-        for gamma, unit in zip(
-            constants.read(node.input[1]), units if units is not None else (), strict=False
-        ):
+        units = graph.axes[node.input[1]][0]
+        if units is None:
+            continue
+        for gamma, unit in zip(constants.read(node.input[1]), units, strict=True):
             if int(unit) in position:
                 total[position[int(unit)]] += abs(float(gamma))
                 count[position[int(unit)]] += 1
