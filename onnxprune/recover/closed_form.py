@@ -33,6 +33,7 @@ from onnxprune.graph.weights import (
     write_matrix,
 )
 from onnxprune.profile.geometry import Geometry, choose_positions, layer_geometry
+from onnxprune.profile.session import open_session
 from onnxprune.progress import Progress
 from onnxprune.recover.fit import Sums, fit_matrix
 from onnxprune.recover.walker import Walker
@@ -86,10 +87,14 @@ def recover(
 ) -> Recovery:
     """Refit the weights of ``pruned`` (= rewrite(graph, plan)) on calibration ``inputs`` (n, ...).
 
-    ``batch`` is the batch size that the model insists on, if any: samples beyond its last multiple
-    are left out. ``pruned`` is not changed. Layers that can't be fitted, or whose fit raises the
-    held-out error, keep their weights and say why.
+    ``batch`` is the batch size that the model insists on, where the caller knows it: samples beyond
+    its last multiple are left out. ``pruned`` is not changed. Layers that can't be fitted, or whose
+    fit raises the held-out error, keep their weights and say why.
     """
+    if batch is None:
+        session = open_session(graph.model, provider=provider, threads=threads)
+        session.run_batched(inputs[:2])  # some models declare any batch but only take one sample
+        batch = session.batch
     if batch is not None:
         inputs = _whole_batches(inputs, batch)
     model = onnx.ModelProto()

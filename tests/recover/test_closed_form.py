@@ -271,11 +271,28 @@ def test_a_fixed_batch(batch: int, count: int) -> None:
     plan = random_plan(graph, 3, 0.3)
     inputs = samples(graph, count)
     _, result = recovered(graph, plan, inputs, batch)
-    if count < batch:
+    if count < batch:  # the samples were repeated to fill one batch
+        assert len(result.fits) > 0
         return
     _, same = recovered(free, plan, inputs[: count // batch * batch])
     for one, two in zip(result.fits, same.fits, strict=True):
         assert one.layer == two.layer and np.isclose(one.error_before, two.error_before, rtol=1e-3)
+
+
+def test_a_batch_of_one_baked_into_a_model_that_declares_any() -> None:
+    models = []
+    for target in ((1, -1), (0, -1)):
+        b = Builder()
+        x = b.relu(b.conv(b.input((1, 3, 4, 4), dynamic=True), 6, 3))
+        models.append(b.model(b.gemm(b.relu(b.gemm(b.reshape(x, *target), 8)), 3)))
+    fits = []
+    for model in models:
+        graph = analyze_graph(model)
+        plan = remove(graph, graph.layers[0].name, [1, 2])
+        fits.append(recovered(graph, plan, samples(graph, 40))[1].fits)
+    for one, two in zip(*fits, strict=True):
+        assert one.kept == two.kept and np.isclose(one.error_after, two.error_after, rtol=1e-3)
+    assert fits[0][0].kept
 
 
 def test_a_layer_that_cannot_be_fitted_says_why() -> None:
