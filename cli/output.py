@@ -49,6 +49,7 @@ class Output:
             bars.MofNCompleteColumn(),
             bars.TimeElapsedColumn(),
             bars.TimeRemainingColumn(),
+            bars.TimeRemainingColumn(),
             console=_console(stderr=True),
             transient=True,
         ) as display:
@@ -114,12 +115,16 @@ def _console(*, stderr: bool) -> Console:
 
 
 class _BarStage:
-    def __init__(self, display: rich.progress.Progress, task: rich.progress.TaskID) -> None:
+    def __init__(self, display: rich.progress.Progress, task: rich.progress.TaskID, name: str) -> None:
         self._display = display
         self._task = task
+        self._name = name
 
     def advance(self, steps: int = 1) -> None:
         self._display.advance(self._task, steps)
+
+    def note(self, text: str) -> None:
+        self._display.update(self._task, description=f"{self._name}: {text}")
 
 
 class _BarProgress:
@@ -130,6 +135,6 @@ class _BarProgress:
     def stage(self, name: str, total: int) -> Iterator[Stage]:
         task = self._display.add_task(name, total=total)
         try:
-            yield _BarStage(self._display, task)
+            yield _BarStage(self._display, task, name)
         finally:
             self._display.remove_task(task)

@@ -13,6 +13,9 @@ class Stage(Protocol):
     def advance(self, steps: int = 1) -> None:
         """Report that ``steps`` more units of work are done."""
 
+    def note(self, text: str) -> None:
+        """Say in a few words how the work goes."""
+
 
 class Progress(Protocol):
     """Observer of long work; implement it to draw bars or to log."""
@@ -24,6 +27,9 @@ class Progress(Protocol):
 class _Silent:
     def advance(self, steps: int = 1) -> None:
         del steps
+
+    def note(self, text: str) -> None:
+        del text
 
 
 class SilentProgress:

@@ -1,0 +1,398 @@
+"""Fine-tuning: the pruned graph learns from the original by gradient steps, and stays the same graph.
+
+The loss compares both models on the same, randomly changed inputs, so no labels are needed. What is
+returned is never worse than the start on samples kept out of training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from onnxprune.errors import DataError, UsageError
+from onnxprune.evaluate.datasets import Batch, Dataset
+from onnxprune.evaluate.metrics import scores_output
+from onnxprune.profile.session import open_session
+from onnxprune.progress import Progress, SilentProgress, Stage
+from onnxprune.recover.executor import Executor
+from onnxprune.recover.training.augment import Augmentation, image_augmentation
+from onnxprune.recover.training.distill import (
+    Objective,
+    Teacher,
+    are_probabilities,
+    common_joins,
+    divergence,
+)
+from onnxprune.recover.training.processes import Processes, join_processes
+from onnxprune.recover.training.schedule import Horizon, ema_decay, learning_rate
+from onnxprune.recover.training.state import Check, TrainingState, assign, read_checkpoint
+
+HELD_OUT = 5
+"""At most every fifth sample is kept out of training, to judge it."""
+
+_CHECK_BATCH = 128
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """How to fine-tune; the defaults are what measured best.
+
+    ``epochs`` and ``time_limit_s`` (seconds) bound the run, whichever is met first; without either it
+    is `DEFAULT_EPOCHS` epochs. ``lr`` is the peak rate of AdamW, ``auto`` the largest that a short test
+    finds to help. ``ema`` is the decay of the average of the weights, which is what is judged and returned.
+    ``clip`` bounds the gradient's norm. ``temperature``, ``joins`` and ``labels`` are those of `Objective`.
+    ``held_out`` bounds the samples kept out of training; they are looked at ``checks`` times, and the run
+    ends early when ``patience`` looks in a row have found nothing better.
+
+    Raises UsageError for values that make no sense.
+    """
+
+    epochs: float | None = None
+    time_limit_s: float | None = None
+    lr: float | Literal["auto"] = "auto"
+    batch_size: int = 64
+    augment: bool = True
+    ema: float = 0.99
+    clip: float = 5.0
+    temperature: float = 2.0
+    joins: float = 0.0
+    labels: float = 0.1
+    weight_decay: float = 1e-4
+    held_out: int = 1000
+    checks: int = 20
+    patience: int = 8
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        for name in ("epochs", "time_limit_s", "batch_size", "clip", "temperature", "checks", "patience"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"fine-tuning needs {name.replace('_', ' ')} above 0, not {value}")
+        if self.lr != "auto" and not (isinstance(self.lr, int | float) and 0.0 < self.lr < 10.0):
+            raise UsageError(
+                f"--lr {self.lr!r} is no learning rate", hint="give a number such as 0.001, or auto"
+            )
+        if not 0.0 <= self.ema < 1.0:
+            raise UsageError(f"the decay of the average must be in 0 .. 1, not {self.ema}")
+
+
+DEFAULT_EPOCHS = 10.0
+
+RATES = (3e-4, 1e-3, 3e-3)
+"""Peak rates that ``lr="auto"`` chooses among."""
+
+PROBE_STEPS = 12
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """The trained model, its course, and whether training was kept.
+
+    ``start`` is the look before the first step. Where nothing later was better, ``kept`` is False,
+    ``model`` has the weights of the start, and ``reason`` says so.
+    """
+
+    model: onnx.ModelProto
+    history: tuple[Check, ...]
+    start: Check
+    kept: bool
+    lr: float
+    steps: int
+    seconds: float
+    reason: str = ""
+
+    @property
+    def best(self) -> Check:
+        """The look at which the model's weights were the best so far."""
+        return max((self.start, *self.history), key=lambda check: check.score)
+
+
+def finetune(
+    original: onnx.ModelProto,
+    pruned: onnx.ModelProto,
+    dataset: Dataset,
+    settings: FinetuneSettings | None = None,
+    *,
+    checkpoint: Path | None = None,
+    provider: str = "auto",
+    threads: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Finetuned:
+    """Train the weights of ``pruned`` on ``dataset`` to do what ``original`` does.
+
+    Neither model is changed. The data's labels, where it has any, count by ``settings.labels``. With
+    ``checkpoint``, a folder, the run is saved at every look and goes on from there when called again
+    with the same models, data and settings: bit for bit the run that was not interrupted, where epochs
+    bound it (a time limit follows the clock). Started with torchrun, the processes share each step.
+
+    Raises ModelError where an op of the model can't be trained through, DataError for data that is
+    too small, UsageError for a checkpoint of another run.
+    """
+    settings = settings or FinetuneSettings()
+    progress = progress or SilentProgress()
+    if len(dataset) < HELD_OUT:
+        raise DataError(f"{len(dataset)} samples are too few to fine-tune on", hint="give some hundred")
+    with _threads(threads):
+        run = _Run(original, pruned, dataset, settings, provider, threads, seed)
+        return run.train(checkpoint, progress)
+
+
+class _Run:
+    """Everything that one fine-tuning run holds."""
+
+    def __init__(
+        self,
+        original: onnx.ModelProto,
+        pruned: onnx.ModelProto,
+        dataset: Dataset,
+        settings: FinetuneSettings,
+        provider: str,
+        threads: int | None,
+        seed: int,
+    ) -> None:
+        self.settings, self.seed, self.dataset = settings, seed, dataset
+        joins = common_joins(original, pruned, 3) if settings.joins else ()
+        session = open_session(original, provider=provider, threads=threads)
+        scores = scores_output(session)
+        self.processes: Processes = join_processes(session.provider == "cuda")
+        self.device = self.processes.device
+        self.student = Executor(pruned, outputs=[scores, *joins], device=self.device)
+        if not self.student.weights:
+            raise UsageError("the model has no weights to fine-tune", hint="use --recover closed-form")
+        self.weights = list(self.student.weights.values())
+        self.average = [weight.detach().clone() for weight in self.weights]
+        self.horizon = Horizon(None, None)
+        self.objective = Objective(settings.temperature, settings.joins, settings.labels)
+        self.augmentation: Augmentation | None = image_augmentation(dataset) if settings.augment else None
+        order = np.random.default_rng(seed).permutation(len(dataset))
+        held = min(settings.held_out, max(1, len(dataset) // HELD_OUT))
+        self.held_out, self.training = order[:held], np.sort(order[held:])
+        self.teacher = Teacher(session, scores, ())
+        raw = self._held_out_scores()
+        probabilities = are_probabilities(raw.float().cpu().numpy())
+        if joins:
+            session = open_session(original, provider=provider, threads=threads, outputs=[scores, *joins])
+        self.batch = session.batch
+        self.teacher = Teacher(session, scores, joins, probabilities)
+        self.goal = self.teacher.logits(raw)
+        whole = len(self.training) // (settings.batch_size * self.processes.world)
+        self.steps_per_epoch = max(1, whole)
+        digest = hashlib.sha256(pruned.SerializeToString(deterministic=True))
+        digest.update(original.SerializeToString(deterministic=True))
+        digest.update(json.dumps([asdict(settings), seed, len(dataset), self.processes.world]).encode())
+        self.fingerprint = digest.hexdigest()
+
+    def _held_out_scores(self) -> Tensor:
+        """The original's scores on the held-out samples, as it gives them: (n, C)."""
+        parts = [
+            self.teacher(batch.inputs, self.device)[self.teacher.scores]
+            for batch in self.dataset.batches(_CHECK_BATCH, self.held_out)
+        ]
+        return torch.cat(parts).flatten(1)
+
+    def train(self, folder: Path | None, progress: Progress) -> Finetuned:
+        """Run to the end, or go on from the checkpoint in ``folder``."""
+        stored = read_checkpoint(folder, self.fingerprint)
+        rate = self.settings.lr
+        if stored is not None:
+            rate = float(stored[1]["lr"])
+        elif rate == "auto":
+            rate = self._probed_rate(progress)
+        self.optimizer = self._optimizer(rate)
+        best = [value.clone() for value in self.average]
+        state = TrainingState(
+            self.student.weights, self.optimizer, rate, self._look(0, 0.0, 0.0), self.average, best
+        )
+        if stored is not None:
+            state.restore(stored)
+        epochs = self.settings.epochs
+        if epochs is None and self.settings.time_limit_s is None:
+            epochs = DEFAULT_EPOCHS
+        steps = None if epochs is None else max(1, round(epochs * self.steps_per_epoch))
+        self.horizon = Horizon(steps, self.settings.time_limit_s)
+        with progress.stage("fine-tune", 1000) as stage:
+            self._loop(state, folder, stage)
+        return self._result(state)
+
+    def _loop(self, state: TrainingState, folder: Path | None, stage: Stage) -> None:
+        clock = _Clock(state.seconds)
+        shown = 0
+        losses: list[float] = []
+        done = self._done(state, clock)
+        next_check = (int(done * self.settings.checks) + 1) / self.settings.checks
+        batches = self._batches(state.step)
+        while done < 1.0 and state.since_best < self.settings.patience:
+            rate = learning_rate(state.lr, max(done, 1e-4))
+            losses.append(self._step(next(batches), state.step, rate))
+            state.step += 1
+            done = self._done(state, clock)
+            stage.advance(int(done * 1000) - shown)
+            shown = max(shown, int(done * 1000))
+            stage.note(f"loss {losses[-1]:.4f}, rate {rate:.2g}")
+            if done >= next_check or done >= 1.0:
+                next_check = (int(done * self.settings.checks) + 1) / self.settings.checks
+                state.seconds = clock.elapsed()
+                state.take(self._look(state.step, float(np.mean(losses)), rate))
+                if folder is not None and self.processes.main:
+                    state.save(folder, self.fingerprint)
+                losses.clear()
+        state.seconds = clock.elapsed()
+
+    def _done(self, state: TrainingState, clock: _Clock) -> float:
+        return self.processes.agreed(self.horizon.progress(state.step, clock.elapsed()))
+
+    def _batches(self, step: int) -> Iterator[tuple[Batch, Tensor | None]]:
+        """Batches of this process from step number ``step`` on, epoch after epoch, without end."""
+        size, world = self.settings.batch_size, self.processes.world
+        while True:
+            epoch, done = divmod(step, self.steps_per_epoch)
+            order = np.random.default_rng([self.seed, 1, epoch]).permutation(self.training)
+            mine = order[self.processes.rank :: world] if len(order) >= world else order
+            for batch in self.dataset.batches(size, mine[done * size : self.steps_per_epoch * size]):
+                labels = None if batch.labels is None else torch.from_numpy(batch.labels).to(self.device)
+                yield batch, labels
+                step += 1
+
+    def _step(self, given: tuple[Batch, Tensor | None], number: int, rate: float) -> float:
+        """One gradient step; gives the loss before it."""
+        batch, labels = given
+        inputs = batch.inputs
+        if self.augmentation is not None:
+            # Drawn anew from the step's number, so that a resumed run needs no generator's state.
+            random = np.random.default_rng([self.seed, 2, number, self.processes.rank])
+            inputs = self.augmentation(inputs, random)
+        wanted = self.teacher(inputs, self.device)
+        self.optimizer.zero_grad(set_to_none=False)
+        with _mixed_precision(self.device):
+            actual = self._forward(torch.from_numpy(np.ascontiguousarray(inputs)))
+        loss = self.objective(self.teacher, actual, wanted, labels)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
+        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+        self.processes.average(gradients)
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.settings.clip)
+        if bool(torch.isfinite(norm)):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            with torch.no_grad():
+                keep = ema_decay(self.settings.ema, number)
+                torch._foreach_lerp_(self.average, [weight.detach() for weight in self.weights], 1 - keep)
+        return float(loss.detach())
+
+    def _forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        """The student's outputs, a batch size that the model insists on respected."""
+        size = self.batch
+        if size is None or len(inputs) == size:
+            return self.student(inputs)  # type: ignore[no-any-return]  # Module.__call__ is untyped
+        parts = []
+        for start in range(0, len(inputs), size):
+            chunk = inputs[start : start + size]
+            count = len(chunk)
+            if count < size:
+                chunk = torch.cat([chunk, chunk[-1:].expand(size - count, *chunk.shape[1:])])
+            parts.append({name: value[:count] for name, value in self.student(chunk).items()})
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _look(self, step: int, loss: float, rate: float) -> Check:
+        """Judge the averaged weights on the held-out samples."""
+        with self._averaged(), torch.no_grad():
+            parts = [
+                self._forward(torch.from_numpy(batch.inputs))[self.teacher.scores]
+                for batch in self.dataset.batches(_CHECK_BATCH, self.held_out)
+            ]
+        logits = self.teacher.logits(torch.cat(parts))
+        same = float((logits.argmax(1) == self.goal.argmax(1)).double().mean())
+        kl = float(divergence(logits.double(), self.goal.double()))
+        return Check(step, step / self.steps_per_epoch, loss, rate, 100.0 * same, kl)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The averaged weights in place of the current ones."""
+        current = [weight.detach().clone() for weight in self.weights]
+        assign(self.weights, self.average)
+        try:
+            yield
+        finally:
+            assign(self.weights, current)
+
+    def _result(self, state: TrainingState) -> Finetuned:
+        kept = state.best_check is not state.start
+        values = dict(zip(state.weights, state.best, strict=True)) if kept else {}
+        reason = "" if kept else "no step helped on the held-out samples: the weights stay as they were"
+        return Finetuned(
+            self.student.write_back(values), tuple(state.history), state.start, kept, state.lr, state.step,
+            state.seconds, reason,
+        )  # fmt: skip
+
+    def _optimizer(self, rate: float) -> torch.optim.Optimizer:
+        """AdamW, which takes the same rates for very different models; only matrices decay."""
+        matrices = [weight for weight in self.weights if weight.dim() > 1]
+        vectors = [weight for weight in self.weights if weight.dim() <= 1]
+        return torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": self.settings.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
+            lr=rate,
+        )
+
+    def _probed_rate(self, progress: Progress) -> float:
+        """The rate of `RATES` with which a short run ends closest to the original on held-out samples."""
+        start = [weight.detach().clone() for weight in self.weights]
+        scores = []
+        with progress.stage("learning rate", PROBE_STEPS * len(RATES)) as stage:
+            for rate in RATES:
+                self.optimizer = self._optimizer(rate)
+                batches = self._batches(0)
+                for number in range(PROBE_STEPS):
+                    self._step(next(batches), number, learning_rate(rate, (number + 0.5) / PROBE_STEPS))
+                    stage.advance()
+                scores.append((self._look(0, 0.0, rate).kl, rate))
+                assign(self.weights, start)
+                assign(self.average, start)
+        return self.processes.agreed(min(scores)[1])
+
+
+class _Clock:
+    """Seconds of training, those before an interruption included."""
+
+    def __init__(self, before: float) -> None:
+        self._before, self._start = before, time.monotonic()
+
+    def elapsed(self) -> float:
+        return self._before + time.monotonic() - self._start
+
+
+@contextmanager
+def _mixed_precision(device: torch.device) -> Iterator[None]:
+    """bfloat16 where a GPU has it: it needs no scaling of the loss, as float16 would."""
+    usable = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=usable):
+        yield
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """torch's threads bounded for a while."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+__all__ = ["Check", "FinetuneSettings", "Finetuned", "finetune"]

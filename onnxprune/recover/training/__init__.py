@@ -1,0 +1,1 @@
+"""The parts of fine-tuning: augmentation, schedule, loss, checkpoints, several processes."""

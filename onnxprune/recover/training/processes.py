@@ -1,0 +1,61 @@
+"""Several processes that train together, started with torchrun: gloo on CPUs, NCCL on GPUs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among ``world`` ones, number ``rank`` from 0."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes files."""
+        return self.rank == 0
+
+    def average(self, values: Iterable[Tensor]) -> None:
+        """Replace tensors by their mean over all processes, in one message."""
+        if self.world == 1:
+            return
+        tensors = list(values)
+        flat = torch.cat([value.reshape(-1) for value in tensors])
+        dist.all_reduce(flat)
+        flat /= self.world
+        start = 0
+        for value in tensors:
+            value.copy_(flat[start : start + value.numel()].view(value.shape))
+            start += value.numel()
+
+    def agreed(self, number: float) -> float:
+        """The main process's number, in every process: clocks differ, decisions must not."""
+        if self.world == 1:
+            return number
+        value = torch.tensor([number], dtype=torch.float64, device=self.device)
+        dist.broadcast(value, 0)
+        return float(value)
+
+
+def join_processes(cuda: bool) -> Processes:
+    """This process's place: alone, or in the group that torchrun's environment describes."""
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if not dist.is_available():
+        return Processes(0, 1, device)
+    if not dist.is_initialized():
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+            return Processes(0, 1, device)
+        if cuda:
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if cuda else "gloo")
+    return Processes(dist.get_rank(), dist.get_world_size(), device)

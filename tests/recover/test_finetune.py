@@ -1,0 +1,222 @@
+"""Fine-tuning as a whole: it helps, it never harms, it resumes bit for bit, it is shared by processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from onnxprune.errors import DataError, UsageError
+from onnxprune.evaluate.datasets import Dataset, load_dataset
+from onnxprune.evaluate.metrics import fidelity
+from onnxprune.profile.session import open_session
+from onnxprune.progress import SilentProgress, Stage
+from onnxprune.recover.finetune import FinetuneSettings, finetune
+from tests.model_builder import Builder
+
+QUICK = FinetuneSettings(epochs=6, lr=5e-3, batch_size=16, held_out=48, checks=6)
+
+
+def net(*, softmax: bool = False, batch: int | None = None) -> onnx.ModelProto:
+    """A small residual network on (n, 3, 8, 8) with 4 classes."""
+    b = Builder(seed=3)
+    x = b.relu(b.batch_norm(b.conv(b.input((batch or 1, 3, 8, 8), dynamic=batch is None), 6, 3, bias=False)))
+    y = b.conv(b.relu(b.conv(x, 8, 3)), 6, 3)
+    z = b.flatten(b.global_pool(b.relu(b.like("Add", x, y))))
+    weight = b.weight(4, 6, scale=6.0)
+    y = b.shaped(b.node("Gemm", [z, weight, b.weight(4)], transB=1), batch or 1, 4)
+    return b.model(b.like("Softmax", y, axis=1) if softmax else y)
+
+
+def damaged(model: onnx.ModelProto, amount: float = 0.3) -> onnx.ModelProto:
+    """The model with noise on every matrix of weights."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    random = np.random.default_rng(1)
+    for tensor in result.graph.initializer:
+        value = numpy_helper.to_array(tensor)
+        if value.ndim > 1:
+            noisy = value + amount * value.std() * random.standard_normal(value.shape)
+            tensor.CopyFrom(numpy_helper.from_array(noisy.astype(np.float32), tensor.name))
+    return result
+
+
+def data(model: onnx.ModelProto, n: int = 240, seed: int = 0) -> Dataset:
+    images = np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
+    spec = open_session(model, provider="cpu").input
+    return load_dataset(images, spec)
+
+
+class Interrupted(Exception):
+    pass
+
+
+class StopAfter(SilentProgress):
+    """Progress that kills the run after some steps of it."""
+
+    def __init__(self, notes: int) -> None:
+        self.left = notes
+
+    def stage(self, name: str, total: int) -> StopAfter:  # type: ignore[override]
+        return self
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def advance(self, steps: int = 1) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Interrupted
+
+
+@pytest.mark.parametrize("form", ["plain", "softmax", "fixed batch"])
+def test_a_damaged_model_comes_closer_to_the_original(form: str) -> None:
+    model = net(softmax=form == "softmax", batch=4 if form == "fixed batch" else None)
+    start = damaged(model)
+    settings = replace(QUICK, epochs=2) if form == "fixed batch" else QUICK
+    result = finetune(model, start, data(model), settings, provider="cpu", threads=1)
+    fresh = data(model, seed=9)
+    before, after = (fidelity(m, model, fresh, provider="cpu") for m in (start, result.model))
+    assert result.kept and not result.reason
+    assert after.kl < 0.7 * before.kl
+    assert list(result.model.graph.node) == list(start.graph.node)
+    assert result.best.agreement >= result.start.agreement
+    assert [check.step for check in result.history] == sorted({check.step for check in result.history})
+
+
+def test_harmful_steps_are_thrown_away_bit_for_bit() -> None:
+    model = net()
+    result = finetune(model, model, data(model), replace(QUICK, lr=1.0, epochs=1), provider="cpu", threads=1)
+    assert not result.kept
+    assert "stay as they were" in result.reason
+    assert result.model.SerializeToString() == model.SerializeToString()
+    assert result.start.agreement == 100.0
+
+
+def test_an_interrupted_run_ends_bit_identical(tmp_path: Path) -> None:
+    model = net()
+    start = damaged(model)
+    samples = data(model)
+    whole = finetune(model, start, samples, QUICK, provider="cpu", threads=1)
+    for steps in (20, 31):
+        with pytest.raises(Interrupted):
+            finetune(
+                model, start, samples, QUICK, checkpoint=tmp_path, provider="cpu", threads=1,
+                progress=StopAfter(steps),
+            )  # fmt: skip
+    resumed = finetune(model, start, samples, QUICK, checkpoint=tmp_path, provider="cpu", threads=1)
+    assert resumed.model.SerializeToString() == whole.model.SerializeToString()
+    assert resumed.history == whole.history
+    assert resumed.model.SerializeToString() != start.SerializeToString()
+
+
+def test_checkpoints_of_other_runs_and_other_files_are_refused(tmp_path: Path) -> None:
+    model = net()
+    short = replace(QUICK, epochs=1)
+    finetune(model, damaged(model), data(model), short, checkpoint=tmp_path, provider="cpu", threads=1)
+    with pytest.raises(UsageError, match="of another run"):
+        finetune(
+            model, damaged(model, 0.2), data(model), short, checkpoint=tmp_path, provider="cpu", threads=1
+        )
+    next(tmp_path.iterdir()).write_bytes(b"nothing of the kind")
+    with pytest.raises(UsageError, match="not a checkpoint"):
+        finetune(model, damaged(model), data(model), short, checkpoint=tmp_path, provider="cpu", threads=1)
+
+
+def test_runs_repeat_and_differ_by_seed() -> None:
+    model = net()
+    start = damaged(model)
+    short = replace(QUICK, epochs=1, lr="auto")
+    runs = [
+        finetune(model, start, data(model), short, provider="cpu", threads=1, seed=seed) for seed in (0, 0, 1)
+    ]
+    first, again, other = (run.model.SerializeToString() for run in runs)
+    assert first == again
+    assert first != other
+    assert runs[0].lr == runs[1].lr
+
+
+def test_a_time_limit_ends_the_run() -> None:
+    model = net()
+    limited = replace(QUICK, epochs=None, time_limit_s=1.0)
+    result = finetune(model, damaged(model), data(model), limited, provider="cpu", threads=1)
+    assert 0.9 <= result.seconds <= 4.0
+    assert result.history[-1].rate < 1e-3
+
+
+def test_patience_ends_a_run_that_gains_nothing() -> None:
+    model = net()
+    hopeless = replace(QUICK, epochs=50, lr=1.0, checks=50, patience=2)
+    result = finetune(model, model, data(model), hopeless, provider="cpu", threads=1)
+    assert len(result.history) == 2
+
+
+def test_labels_and_joins_take_part() -> None:
+    model = net()
+    start, samples = damaged(model), data(model)
+    labelled = samples.with_labels(np.arange(len(samples)) % 4)
+    short = replace(QUICK, epochs=1, patience=99)
+    plain = finetune(model, start, samples, short, provider="cpu", threads=1)
+    with_labels = finetune(model, start, labelled, replace(short, labels=5.0), provider="cpu", threads=1)
+    with_joins = finetune(model, start, samples, replace(short, joins=1.0), provider="cpu", threads=1)
+    assert len({round(run.history[0].loss, 6) for run in (plain, with_labels, with_joins)}) == 3
+
+
+def test_settings_and_data_that_make_no_sense_are_refused() -> None:
+    for wrong in ({"epochs": 0}, {"lr": -1.0}, {"lr": "fast"}, {"ema": 1.0}, {"batch_size": 0}):
+        with pytest.raises(UsageError):
+            FinetuneSettings(**wrong)  # type: ignore[arg-type]
+    model = net()
+    with pytest.raises(DataError, match="too few"):
+        finetune(model, model, data(model, 3), QUICK, provider="cpu")
+
+
+WORKER = """
+import sys
+import onnx
+from tests.recover.test_finetune import QUICK, damaged, data, net
+from dataclasses import replace
+from onnxprune.recover.finetune import finetune
+import torch.distributed as dist
+model = net()
+short = replace(QUICK, epochs=2, batch_size=8)
+result = finetune(model, damaged(model), data(model), short, provider="cpu", threads=1)
+onnx.save(result.model, f"{sys.argv[1]}/{dist.get_rank()}.onnx")
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    root = Path(__file__).parents[2]
+    workers = []
+    for rank in range(2):
+        environment = os.environ | {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root),
+        }  # fmt: skip
+        command = [sys.executable, "-c", WORKER, str(tmp_path)]
+        workers.append(subprocess.Popen(command, env=environment, cwd=root))
+    assert [worker.wait(120) for worker in workers] == [0, 0]
+    first, second = (onnx.load(tmp_path / f"{rank}.onnx") for rank in range(2))
+    assert first.SerializeToString() == second.SerializeToString()
+    model = net()
+    fresh = data(model, seed=9)
+    before, after = (fidelity(m, model, fresh, provider="cpu") for m in (damaged(model), first))
+    assert after.kl < before.kl
