@@ -49,7 +49,6 @@ class Output:
             bars.MofNCompleteColumn(),
             bars.TimeElapsedColumn(),
             bars.TimeRemainingColumn(),
-            bars.TimeRemainingColumn(),
             console=_console(stderr=True),
             transient=True,
         ) as display:
