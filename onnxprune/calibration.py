@@ -31,12 +31,14 @@ class Calibration:
     """What a run learns from and is judged by.
 
     ``classes`` (n,) numbers each calibration sample's class (or cluster of classes) from 0, and
-    ``names`` says what each number stands for. ``evaluation`` is None where nothing can judge.
+    ``names`` says what each number stands for. ``training`` is all that fine-tuning may use: the data without
+    what judges. ``evaluation`` is None where nothing can judge.
     """
 
     samples: Dataset
     classes: IntArray
     names: tuple[str, ...]
+    training: Dataset
     evaluation: Dataset | None
     batch: int | None
     provider: str
@@ -68,8 +70,10 @@ def open_calibration(model: onnx.ModelProto, config: CompressConfig, progress: P
         labels = scores.argmax(1).astype(np.int64)
         warnings.append("the data has no labels: the original model's own predictions stand in")
     classes, names = number_classes(labels, distribution(scores))
-    evaluation = _evaluation(config, data, chosen, session, warnings)
-    return Calibration(samples, classes, names, evaluation, session.batch, session.provider, tuple(warnings))
+    evaluation, training = _evaluation(config, data, chosen, session, warnings)
+    return Calibration(
+        samples, classes, names, training, evaluation, session.batch, session.provider, tuple(warnings)
+    )
 
 
 def number_classes(labels: IntArray, outputs: FloatArray) -> tuple[IntArray, tuple[str, ...]]:
@@ -93,21 +97,23 @@ def number_classes(labels: IntArray, outputs: FloatArray) -> tuple[IntArray, tup
 
 def _evaluation(
     config: CompressConfig, data: Dataset, used: IntArray, session: Session, warnings: list[str]
-) -> Dataset | None:
+) -> tuple[Dataset | None, Dataset]:
+    """The samples that judge, and those of ``data`` that may be learned from."""
     if config.eval_data is not None or config.eval_split is not None:
         source = config.data if config.eval_data is None else config.eval_data
-        return load_dataset(
+        judging = load_dataset(
             source, session.input, preprocess=config.preprocess or data.preprocess, split=config.eval_split,
             seed=config.seed,
         )  # fmt: skip
+        return judging, data
     rest = np.setdiff1d(np.arange(len(data)), used)
     if not len(rest):
         warnings.append("accuracy is measured on the calibration samples themselves: give --eval-data")
-        return data
+        return data, data
     if len(rest) > EVALUATION_SAMPLES:
         labels = None if data.labels is None else data.labels[rest]
         rest = rest[calibration_indices(len(rest), EVALUATION_SAMPLES, config.seed, labels)]
-    return data.subset(rest)
+    return data.subset(rest), data.subset(np.setdiff1d(np.arange(len(data)), rest))
 
 
 def labelled(evaluation: Dataset, session: Session, progress: Progress) -> Dataset:

@@ -34,7 +34,9 @@ SYNTHETIC = "synthetic"
 """The DATA that stands for none: inputs drawn from a random generator, with a warning."""
 
 _CALLABLE_DATA = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_PATH_OPTIONS = ("model", "output", "data", "eval_data", "plan", "save_plan")
+_PATH_OPTIONS = ("model", "output", "data", "eval_data", "plan", "save_plan", "checkpoint")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|)")
+_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,15 @@ class CompressConfig:
     method: Method = "stlp-ib"
     data_term: DataTerm = "contribution"
     recover: Recovery = "closed-form"
+
+    epochs: float | None = None
+    """Passes over the data in fine-tuning; None: 10, or as many as ``time_limit`` allows."""
+    time_limit: float | None = None
+    """Seconds of fine-tuning; ``10m``, ``90s`` and ``1h`` are understood."""
+    lr: float | Literal["auto"] = "auto"
+    """Peak learning rate of fine-tuning; ``auto`` finds one in a short test."""
+    checkpoint: Path | None = None
+    """Folder in which fine-tuning saves itself, and from which it goes on when it was interrupted."""
 
     calibration: int = 512
     """Number of calibration samples, drawn class-balanced."""
@@ -100,6 +111,7 @@ class CompressConfig:
         if self.threads is not None:
             _at_least("threads", self.threads, 1)
         _at_least("seed", self.seed, 0)
+        self._check_tuning()
         if not (_is_number(self.max_group_ratio) and 0.0 < self.max_group_ratio <= 1.0):
             raise UsageError(
                 f"--max-group-ratio {self.max_group_ratio} is not between 0 and 1",
@@ -116,6 +128,20 @@ class CompressConfig:
         for kind in kinds:
             if kinds.count(kind) > 1:
                 raise UsageError(f"the {kind} budget is given twice", hint="keep the tighter one")
+
+    def _check_tuning(self) -> None:
+        for name, value in (("epochs", self.epochs), ("time-limit", self.time_limit)):
+            if value is not None and not (_is_number(value) and math.isfinite(value) and value > 0.0):
+                raise UsageError(f"--{name} {value!r} is not a number above 0")
+        if self.lr != "auto" and not (_is_number(self.lr) and 0.0 < self.lr < 10.0):
+            raise UsageError(f"--lr {self.lr!r} is no learning rate", hint="0.001 is one; auto finds one")
+        given = [name for name in ("epochs", "time_limit", "checkpoint") if getattr(self, name) is not None]
+        given += ["lr"] if self.lr != "auto" else []
+        if given and self.recover != "finetune":
+            raise UsageError(
+                f"--{given[0].replace('_', '-')} is of no use with --recover {self.recover}",
+                hint="add --recover finetune",
+            )
 
     def check_goal(self) -> None:
         """Raise UsageError where nothing says how far to compress."""
@@ -191,6 +217,14 @@ def merged_options(base: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[st
     return merged
 
 
+def parse_seconds(text: str) -> float:
+    """A duration such as ``90``, ``90s``, ``10m`` or ``1.5h`` in seconds; UsageError for anything else."""
+    match = _DURATION.fullmatch(text.strip().lower())
+    if match is None:
+        raise UsageError(f"{text!r} is no duration", hint="write 90s, 10m or 1.5h")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
 def _option_names() -> set[str]:
     return {item.name for item in fields(CompressConfig)} | set(BUDGET_KINDS)
 
@@ -211,7 +245,14 @@ def _refuse_unknown(given: Mapping[str, Any], known: set[str], what: str) -> Non
 
 def _coerced(name: str, value: Any) -> Any:
     """``value`` in the type of its field, where options and TOML write it more loosely."""
-    if name in ("output", "plan", "save_plan"):
+    if name == "time_limit" and isinstance(value, str):
+        return parse_seconds(value)
+    if name == "lr" and isinstance(value, str) and value != "auto":
+        try:
+            return float(value)
+        except ValueError:
+            raise UsageError(f"--lr {value!r} is no learning rate", hint="give a number, or auto") from None
+    if name in ("output", "plan", "save_plan", "checkpoint"):
         if not isinstance(value, str | PathLike):
             raise UsageError(f"--{name.replace('_', '-')} takes a path, not {value!r}")
         return Path(value)

@@ -35,6 +35,8 @@ from onnxprune.profile.session import open_session
 from onnxprune.profile.statistics import collect_statistics
 from onnxprune.progress import Progress, SilentProgress
 from onnxprune.recover.closed_form import LayerFit, recover
+from onnxprune.recover.finetune import Finetuned, FinetuneSettings, finetune
+from onnxprune.recover.training.processes import is_main_process
 from onnxprune.report.compression import compression_report
 from onnxprune.report.evaluation import as_source, evaluate
 from onnxprune.report.inspection import file_bytes, inspect
@@ -53,6 +55,7 @@ __all__ = [
     "compress",
     "evaluate",
     "inspect",
+    "is_main_process",
     "select",
 ]
 
@@ -102,6 +105,7 @@ class _Candidate:
     model: onnx.ModelProto
     evaluation: Evaluation | None
     fits: tuple[LayerFit, ...]
+    tuning: Finetuned | None = None
 
 
 class _Clock:
@@ -159,6 +163,7 @@ def compress(
         chosen.evaluation,
         chosen.fits,
         clock.seconds,
+        chosen.tuning,
     )
     return CompressionResult(chosen.model, chosen.plan, report, graph, source)
 
@@ -240,8 +245,11 @@ class _Run:
         limits = Limits(self.config.round_to, self.config.max_group_ratio)
         return plan_within(self.graph, rankings, goals, limits, self.config.method)
 
-    def _finish(self, plan: Plan) -> _Candidate:
-        """Rewrite, verify, recover and evaluate; BudgetError where ``max_drop`` is exceeded."""
+    def _finish(self, plan: Plan, *, tune: bool = True) -> _Candidate:
+        """Rewrite, verify, recover and evaluate; BudgetError where ``max_drop`` is exceeded.
+
+        Without ``tune``, fine-tuning is left out.
+        """
         with self.clock("rewrite"):
             pruned = rewrite(self.graph, plan)
         if self.config.verify:
@@ -249,7 +257,12 @@ class _Run:
                 verify(self.graph, plan, pruned, seed=self.config.seed)
         if self.config.dry_run:
             return _Candidate(plan, pruned, None, ())
-        candidate = self._scored(plan, *self._recovered(plan, pruned))
+        recovered, fits = self._recovered(plan, pruned)
+        tuning = None
+        if tune and self.config.recover == "finetune" and not plan.keep.all():
+            tuning = self._tuned(recovered)
+            recovered = tuning.model
+        candidate = replace(self._scored(plan, recovered, fits), tuning=tuning)
         if self.config.max_drop is not None:
             if candidate.evaluation is None:
                 raise BudgetError("--max-drop needs data to measure accuracy on", hint="give --eval-data")
@@ -267,6 +280,16 @@ class _Run:
             )  # fmt: skip
         return recovery.model, recovery.fits
 
+    def _tuned(self, model: onnx.ModelProto) -> Finetuned:
+        config = self.config
+        settings = FinetuneSettings(epochs=config.epochs, time_limit_s=config.time_limit, lr=config.lr)
+        with self.clock("fine-tune"):
+            return finetune(
+                self.source.model, model, self.data.training.in_memory(), settings,
+                checkpoint=config.checkpoint, provider=config.provider, threads=config.threads,
+                seed=config.seed, progress=self.progress,
+            )  # fmt: skip
+
     def _scored(self, plan: Plan, model: onnx.ModelProto, fits: tuple[LayerFit, ...]) -> _Candidate:
         if self.data.samples.preprocess is not None:
             record_preprocess(model, self.data.samples.preprocess)
@@ -281,7 +304,10 @@ class _Run:
         return _Candidate(plan, model, result, fits)
 
     def _smallest_within_drop(self, rankings: list[Ranking]) -> _Candidate:
-        """Bisect on the share of MACs for the smallest model that loses at most ``max_drop`` points."""
+        """Bisect on the share of MACs for the smallest model that loses at most ``max_drop`` points.
+
+        Candidates are recovered in closed form; fine-tuning is for the one that is chosen.
+        """
         costs = CostModel.of(self.graph)
         best: _Candidate | None = None
         low, high = 0.0, 1.0
@@ -289,7 +315,7 @@ class _Run:
             share = 0.5 * (low + high)
             try:
                 plan = self._allocate(rankings, (macs_goal(costs, share),))
-                best, high = self._finish(plan), share
+                best, high = self._finish(plan, tune=False), share
             except BudgetError:
                 low = share
         if best is None:
@@ -297,7 +323,7 @@ class _Run:
                 f"nothing could be removed within --max-drop {self.config.max_drop:g}",
                 hint="allow more points, or give more calibration data",
             )
-        return best
+        return self._finish(best.plan) if self.config.recover == "finetune" else best
 
 
 def _config(

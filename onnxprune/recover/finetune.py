@@ -49,8 +49,9 @@ class FinetuneSettings:
     """How to fine-tune; the defaults are what measured best.
 
     ``epochs`` and ``time_limit_s`` (seconds) bound the run, whichever is met first; without either it
-    is `DEFAULT_EPOCHS` epochs. ``lr`` is the peak rate of AdamW, ``auto`` the largest that a short test
-    finds to help. ``ema`` is the decay of the average of the weights, which is what is judged and returned.
+    is `DEFAULT_EPOCHS` epochs. ``lr`` is the peak rate of AdamW, ``auto`` the largest of `RATES` that
+    a short test finds to help. ``ema`` is the decay of the average of the weights, which is what is
+    judged and returned.
     ``clip`` bounds the gradient's norm. ``temperature``, ``joins`` and ``labels`` are those of `Objective`.
     ``held_out`` bounds the samples kept out of training; they are looked at ``checks`` times, and the run
     ends early when ``patience`` looks in a row have found nothing better.
@@ -65,7 +66,7 @@ class FinetuneSettings:
     augment: bool = True
     ema: float = 0.99
     clip: float = 5.0
-    temperature: float = 2.0
+    temperature: float = 4.0
     joins: float = 0.0
     labels: float = 0.1
     weight_decay: float = 1e-4
@@ -89,10 +90,11 @@ class FinetuneSettings:
 
 DEFAULT_EPOCHS = 10.0
 
-RATES = (3e-4, 1e-3, 3e-3)
-"""Peak rates that ``lr="auto"`` chooses among."""
+RATES = (1e-3, 3e-4, 1e-4, 3e-5)
+"""Peak rates that ``lr="auto"`` tries, in this order."""
 
 PROBE_STEPS = 12
+"""Steps of each trial."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,7 @@ class _Run:
         if not self.student.weights:
             raise UsageError("the model has no weights to fine-tune", hint="use --recover closed-form")
         self.weights = list(self.student.weights.values())
+        self.processes.share(weight.data for weight in self.weights)
         self.average = [weight.detach().clone() for weight in self.weights]
         self.horizon = Horizon(None, None)
         self.objective = Objective(settings.temperature, settings.joins, settings.labels)
@@ -305,16 +308,20 @@ class _Run:
             parts.append({name: value[:count] for name, value in self.student(chunk).items()})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _look(self, step: int, loss: float, rate: float) -> Check:
-        """Judge the averaged weights on the held-out samples."""
+    def _held_out_logits(self) -> Tensor:
+        """The averaged weights' logits on the held-out samples: (n, C)."""
         with self._averaged(), torch.no_grad():
             parts = [
                 self._forward(torch.from_numpy(batch.inputs))[self.teacher.scores]
                 for batch in self.dataset.batches(_CHECK_BATCH, self.held_out)
             ]
-        logits = self.teacher.logits(torch.cat(parts))
+        return self.teacher.logits(torch.cat(parts)).double()
+
+    def _look(self, step: int, loss: float, rate: float) -> Check:
+        """Judge the averaged weights on the held-out samples."""
+        logits = self._held_out_logits()
         same = float((logits.argmax(1) == self.goal.argmax(1)).double().mean())
-        kl = float(divergence(logits.double(), self.goal.double()))
+        kl = float(divergence(logits, self.goal.double()))
         return Check(step, step / self.steps_per_epoch, loss, rate, 100.0 * same, kl)
 
     @contextmanager
@@ -349,9 +356,13 @@ class _Run:
         )
 
     def _probed_rate(self, progress: Progress) -> float:
-        """The rate of `RATES` with which a short run ends closest to the original on held-out samples."""
+        """The first of `RATES` with which a short run brings the held-out samples closer to the original.
+
+        Closer by the softened divergence that is trained. A short run always favours small rates, so the
+        largest that does not harm is what a long run wants.
+        """
         start = [weight.detach().clone() for weight in self.weights]
-        scores = []
+        before = self._distance()
         with progress.stage("learning rate", PROBE_STEPS * len(RATES)) as stage:
             for rate in RATES:
                 self.optimizer = self._optimizer(rate)
@@ -359,10 +370,16 @@ class _Run:
                 for number in range(PROBE_STEPS):
                     self._step(next(batches), number, learning_rate(rate, (number + 0.5) / PROBE_STEPS))
                     stage.advance()
-                scores.append((self._look(0, 0.0, rate).kl, rate))
+                helped = self._distance() < before
                 assign(self.weights, start)
                 assign(self.average, start)
-        return self.processes.agreed(min(scores)[1])
+                if self.processes.agreed(float(helped)):
+                    return rate
+        return RATES[-1]
+
+    def _distance(self) -> float:
+        soft = self.settings.temperature
+        return float(divergence(self._held_out_logits() / soft, self.goal.double() / soft))
 
 
 class _Clock:

@@ -16,6 +16,7 @@ from onnxprune.graph.structure import PruningGraph
 from onnxprune.io.load import LoadedModel
 from onnxprune.profile.cost import count
 from onnxprune.recover.closed_form import LayerFit
+from onnxprune.recover.finetune import Finetuned
 from onnxprune.report.evaluation import metric_values, model_files
 from onnxprune.report.schema import (
     CompressionReport,
@@ -37,6 +38,7 @@ def compression_report(
     evaluation: Evaluation | None,
     fits: Sequence[LayerFit],
     timings: Mapping[str, float],
+    tuning: Finetuned | None = None,
 ) -> CompressionReport:
     """What was done and measured; the counts are taken on ``model`` itself."""
     cost = count(model)
@@ -68,6 +70,7 @@ def compression_report(
             "max_group_ratio": config.max_group_ratio,
             "seed": config.seed,
             "provider": data.provider,
+            **({} if tuning is None else {"finetune": _tuning_figures(tuning)}),
         },
         data={
             "calibration": data.samples.describe(),
@@ -82,7 +85,7 @@ def compression_report(
         ),
         skipped=tuple(SkippedGroup(item.name, item.reason, item.channels) for item in graph.skipped),
         timings_s={name: round(seconds, 3) for name, seconds in timings.items()},
-        warnings=(*data.warnings, *_fit_warnings(fits)),
+        warnings=(*data.warnings, *_fit_warnings(fits), *_tuning_warnings(tuning)),
     )
 
 
@@ -92,3 +95,19 @@ def _fit_warnings(fits: Sequence[LayerFit]) -> tuple[str, ...]:
         return ()
     names = ", ".join(fit.layer for fit in left[:3]) + (", ..." if len(left) > 3 else "")
     return (f"{len(left)} of {len(fits)} layers kept their weights in recovery ({names}): {left[0].reason}",)
+
+
+def _tuning_figures(tuning: Finetuned) -> dict[str, float | bool]:
+    """How fine-tuning went; the held-out figures are the original's predictions met, in percent."""
+    return {
+        "kept": tuning.kept,
+        "lr": tuning.lr,
+        "steps": tuning.steps,
+        "seconds": round(tuning.seconds, 1),
+        "held_out_agreement_before": tuning.start.agreement,
+        "held_out_agreement_after": tuning.best.agreement,
+    }
+
+
+def _tuning_warnings(tuning: Finetuned | None) -> tuple[str, ...]:
+    return () if tuning is None or tuning.kept else (f"fine-tuning was not kept: {tuning.reason}",)

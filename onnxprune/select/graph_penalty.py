@@ -29,7 +29,7 @@ from onnxprune.select.penalties import ProxMemory, check_weight, shrink
 from onnxprune.select.problem import norm
 
 _RELAXATION = 1.3
-_SWEEPS_PER_CHECK = 4
+_SWEEPS_PER_CHECK = 2
 _MAX_SWEEPS = 20_000
 _LEVEL_GAP = 1e-6
 _SCREEN_SWEEPS = 40
@@ -101,8 +101,7 @@ class GraphPenalty:
             if not len(rows) or low == 0.0:
                 break
             bound = level * fusion.weights
-            for _ in range(_SWEEPS_PER_CHECK):
-                _sweep(fusion, values, dual, -bound, bound)
+            _sweep(fusion, values, dual, -bound, bound, _SWEEPS_PER_CHECK)
             found = self._threshold(fusion, values, level).t()
             low = max(low, _best_ratio(entries.t(), found, self.row_values(found)))
             best = torch.minimum(best, self._gauge_bound(fusion, values, dual, level))
@@ -160,8 +159,7 @@ class GraphPenalty:
         for _ in range(_SCREEN_SWEEPS // _SWEEPS_PER_CHECK):
             if not len(rows):
                 break
-            for _ in range(_SWEEPS_PER_CHECK):
-                _sweep(fusion, values, dual, -bound, bound)
+            _sweep(fusion, values, dual, -bound, bound, _SWEEPS_PER_CHECK)
             found = self._threshold(fusion, values, level).t()
             zero = (found == 0).all(dim=1)
             may[rows[zero]] = False
@@ -203,8 +201,7 @@ class GraphPenalty:
         sweeps = _SWEEPS_PER_CHECK
         done = 0
         while done < _DISTANCE_SWEEPS:
-            for _ in range(sweeps):
-                _sweep(fusion, values, dual, lower, upper)
+            _sweep(fusion, values, dual, lower, upper, sweeps)
             done += sweeps
             sweeps *= 2
             found = torch.minimum(norms(), best)
@@ -216,7 +213,7 @@ class GraphPenalty:
         return best
 
     def tidy(self, coefficients: Tensor, slack: float) -> Tensor:
-        """Entries tied by edges whose magnitudes differ by at most ``slack`` get their component's mean."""
+        """Entries tied by edges whose magnitudes differ by at most ``slack`` get one magnitude."""
         fusion = self._fusion(coefficients)
         entries = coefficients.t()
         tied = _differences(fusion, entries).abs() <= slack
@@ -234,11 +231,7 @@ class GraphPenalty:
                 labels.index_copy_(0, m.ends, torch.where(here.repeat(2, 1), lowest, ends))
             if torch.equal(before, labels):
                 break
-        size = torch.zeros_like(entries).scatter_add_(0, labels, torch.ones_like(entries))
-        total = torch.zeros_like(entries).scatter_add_(0, labels, entries.abs())
-        means = (total / size.clamp_min(1.0)).gather(0, labels)
-        alone = size.gather(0, labels) == 1
-        return torch.where(alone, entries, means * entries.sign()).t()
+        return (entries.abs().gather(0, labels) * entries.sign()).t()
 
     def _solve(
         self, fusion: _Fusion, entries: Tensor, dual: Tensor, bound: Tensor, step: float, allowed: float
@@ -254,6 +247,8 @@ class GraphPenalty:
         rounding = 32 * torch.finfo(entries.dtype).eps * float(entries.abs().max()) if rows.numel() else 0.0
         sweeps = 0
         while sweeps < _MAX_SWEEPS:
+            _sweep(fusion, values, active, -bound, bound, _SWEEPS_PER_CHECK)
+            sweeps += _SWEEPS_PER_CHECK
             found = self._threshold(fusion, values, step)
             apart = torch.nn.functional.hardshrink(_differences(fusion, found), rounding)
             gaps = (bound * apart.abs() - active * apart).sum(dim=0)
@@ -266,10 +261,6 @@ class GraphPenalty:
                 break
             if left < 0.7 * len(rows):
                 rows, active, values = _take(open_rows, rows, active, values)
-            more = min(sweeps + 1, _SWEEPS_PER_CHECK)
-            for _ in range(more):
-                _sweep(fusion, values, active, -bound, bound)
-            sweeps += more
         return result
 
     def _start(self, fusion: _Fusion, entries: Tensor, dual: Tensor, step: float) -> Tensor:
@@ -312,19 +303,23 @@ def _residual(fusion: _Fusion, point: Tensor, dual: Tensor) -> Tensor:
     return point - edges.view(*fusion.incidence.shape, -1).sum(dim=1)
 
 
-def _sweep(fusion: _Fusion, values: Tensor, dual: Tensor, lower: Tensor, upper: Tensor) -> None:
-    """One relaxed exact minimisation over every matching; updates ``values`` and ``dual`` in place."""
-    for m in fusion.matchings:
-        old = dual[m.start : m.stop]
-        ends = values.index_select(0, m.ends)
-        one, two = ends[: len(old)], ends[len(old) :]
-        moved = torch.addcmul(one, m.signs, two, value=-1.0).mul_(0.5 * _RELAXATION).add_(old)
-        moved = torch.clamp(moved, lower[m.start : m.stop], upper[m.start : m.stop])
-        change = moved - old
-        old.copy_(moved)
-        one.sub_(change)
-        two.addcmul_(m.signs, change)
-        values.index_copy_(0, m.ends, ends)
+def _sweep(fusion: _Fusion, values: Tensor, dual: Tensor, lower: Tensor, upper: Tensor, times: int) -> None:
+    """Relaxed exact minimisations over every matching in turn; updates ``values`` and ``dual`` in place."""
+    parts = [
+        (m.ends, m.signs, m.stop - m.start, *(x[m.start : m.stop] for x in (dual, lower, upper)))
+        for m in fusion.matchings
+    ]
+    for _ in range(times):
+        for ends, signs, count, old, low, high in parts:
+            pair = values.index_select(0, ends)
+            one, two = pair[:count], pair[count:]
+            moved = torch.addcmul(one, signs, two, value=-1.0).mul_(0.5 * _RELAXATION).add_(old)
+            moved = torch.clamp(moved, low, high)
+            change = moved - old
+            old.copy_(moved)
+            one.sub_(change)
+            two.addcmul_(signs, change)
+            values.index_copy_(0, ends, pair)
 
 
 def _take(keep: Tensor, rows: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:

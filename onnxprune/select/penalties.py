@@ -32,6 +32,10 @@ class ProxMemory:
         """The memory of some of the rows (w,)."""
         return ProxMemory(None if self.dual is None else self.dual.index_select(1, units))
 
+    def cast(self, dtype: torch.dtype) -> ProxMemory:
+        """The memory in another precision."""
+        return ProxMemory(None if self.dual is None else self.dual.to(dtype))
+
     def put(self, units: Tensor, memory: ProxMemory, rows: int) -> None:
         """Write back the memory of some of ``rows`` rows."""
         if memory.dual is not None:

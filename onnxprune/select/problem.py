@@ -25,6 +25,7 @@ ArrayLike = Tensor | npt.NDArray[np.floating]
 
 _POWER_ITERATIONS = 30
 _EXACT_SPECTRUM = 256
+_SKIP_ZEROS = 2**16
 
 
 class QuadraticTerm(Protocol):
@@ -54,6 +55,9 @@ class QuadraticTerm(Protocol):
 
     def restrict(self, units: Tensor) -> QuadraticTerm:
         """The term for a B whose rows other than ``units`` (w,) are zero."""
+
+    def cast(self, dtype: torch.dtype) -> QuadraticTerm:
+        """The same term in another precision."""
 
     def lipschitz(self) -> float:
         """Estimate of the largest eigenvalue of the Q_c; the solver corrects it when too small."""
@@ -133,7 +137,11 @@ class SharedQuadratic:
         return self.linear.shape[1]
 
     def product(self, coefficients: Tensor) -> Tensor:
-        """Q B, (p, C)."""
+        """Q B, (p, C); where B is large, its zero rows are skipped."""
+        if coefficients.numel() >= _SKIP_ZEROS:
+            units = (coefficients != 0).any(dim=1).nonzero()[:, 0]
+            if len(units) < 0.9 * len(coefficients):
+                return self.product_from(units, coefficients.t().index_select(1, units).t())
         return (coefficients.t() @ self.quadratic).t()
 
     def product_from(self, units: Tensor, coefficients: Tensor) -> Tensor:
@@ -145,6 +153,10 @@ class SharedQuadratic:
         matrix = self.quadratic.index_select(0, units).index_select(1, units)
         linear = self.linear.t().index_select(1, units).t()
         return SharedQuadratic(matrix, linear, self.constant)
+
+    def cast(self, dtype: torch.dtype) -> SharedQuadratic:
+        """The same term in another precision."""
+        return SharedQuadratic(self.quadratic.to(dtype), self.linear.to(dtype), self.constant)
 
     def lipschitz(self) -> float:
         """Largest eigenvalue of Q: exact for small p, by power iteration otherwise."""
@@ -209,6 +221,10 @@ class ClasswiseQuadratic:
         matrix = self.quadratic.index_select(1, units).index_select(2, units)
         linear = self.linear.t().index_select(1, units).t()
         return ClasswiseQuadratic(matrix, linear, self.constant)
+
+    def cast(self, dtype: torch.dtype) -> ClasswiseQuadratic:
+        """The same term in another precision."""
+        return ClasswiseQuadratic(self.quadratic.to(dtype), self.linear.to(dtype), self.constant)
 
     def lipschitz(self) -> float:
         """Largest eigenvalue over all Q_c: exact for small problems, by power iteration otherwise."""

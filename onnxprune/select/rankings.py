@@ -23,7 +23,9 @@ from onnxprune.select.scores import median_scores, norm_scores, scale_scores
 from onnxprune.select.tree_penalty import TreePenalty
 
 LASSO_METHODS = ("stlp-ib", "sglp-ib", "lasso-ib")
-_LEVELS = 20
+_LEVELS = 15
+_TOLERANCE = 1e-3
+_ITERATIONS = 300
 _MU = 1.0
 
 
@@ -58,7 +60,9 @@ def lasso_rankings(
         penalty = class_penalty(
             settings.method, np.concatenate([entry.responses for entry in readers], axis=1)
         )
-        path = solve_path(terms[group.name], penalty, count=_LEVELS)
+        path = solve_path(
+            terms[group.name], penalty, count=_LEVELS, tolerance=_TOLERANCE, max_iterations=_ITERATIONS
+        )
         result = eliminate(
             compensations(readers), group.units, priority=path.score, shortlist=settings.shortlist
         )

@@ -20,9 +20,11 @@ from onnxprune.select.problem import QuadraticTerm, class_major, norm, term_valu
 
 _CURVATURE_DECAY = 0.95
 _CURVATURE_GROWTH = 1.5
-_PROX_SHARE = 0.5
+_PROX_SHARE = 1.0
 _TIE_SHARE = 0.3
 _SINGLE_THREAD = 2**18
+_SINGLE_PRECISION = 2**16
+_SINGLE_TOLERANCE = 1e-5
 
 
 @contextmanager
@@ -74,8 +76,8 @@ def solve(
     """Minimise ``term`` + ``level`` * ``penalty``.
 
     ``start`` is the solution at another (larger) level of the same problem: it warm-starts the
-    iteration and, by the strong rule (Tibshirani et al. 2012), names the rows that must be looked
-    at. ``max_iterations`` bounds the gradient steps; past it ``converged`` is false.
+    iteration, and its rows with those that its gradient pulls past ``level`` are the first working
+    set. ``max_iterations`` bounds the gradient steps; past it ``converged`` is false.
     """
     if not level > 0:
         raise UsageError(f"lambda = {level}", hint="the penalty's weight must be positive")
@@ -93,25 +95,23 @@ def _solve(
 ) -> Solution:
     if start is None:
         zero = torch.zeros_like(term.linear.t()).t()
-        coefficients, gradient, reference = zero, -term.linear, level
+        coefficients, gradient = zero, -term.linear
     else:
-        coefficients, gradient, reference = start.coefficients, start.gradient, start.level
+        coefficients, gradient = start.coefficients, start.gradient
     scale = float(norm(term.linear))
     if scale == 0.0:
         zero = torch.zeros_like(term.linear.t()).t()
         return Solution(zero, -term.linear, level, 0, 0.0, term.constant, True, ProxMemory())
-    guess = max(2.0 * level - max(reference, level), 0.0)
-    working = (coefficients != 0).any(dim=1)
-    working |= penalty.may_enter(-gradient, guess) if guess > 0 else torch.ones_like(working)
-    iterations = 0
+    working = (coefficients != 0).any(dim=1) | penalty.may_enter(-gradient, level)
+    iterations, distance = 0, 0.0
     memory = ProxMemory(None if start is None else start.memory.dual)
     while True:
         units = working.nonzero()[:, 0]
         if len(units):
-            inner = _Descent(term.restrict(units), penalty, level, tolerance * scale, memory.take(units))
+            inner = _Descent(term.restrict(units), penalty, level, tolerance, scale, memory.take(units))
             values = coefficients.t().index_select(1, units).t()
             values = inner.run(values, max_iterations - iterations)
-            iterations += inner.iterations
+            iterations, distance = iterations + inner.iterations, inner.distance
             memory.put(units, inner.memory, term.units)
             coefficients = torch.zeros_like(term.linear.t()).index_copy_(1, units, values.t()).t()
             product = term.product_from(units, values)
@@ -123,7 +123,10 @@ def _solve(
         if iterations >= max_iterations or not bool(violators.any()):
             break
         working |= violators
-    optimality = float(norm(penalty.distances(coefficients, gradient, level, memory))) / scale
+    # Rows outside the working set that are no violators are at distance zero.
+    if bool(violators.any()):
+        distance = float(norm(penalty.distances(coefficients, gradient, level, memory)))
+    optimality = distance / scale
     value = term_value(term, coefficients, product)
     value += level * float(penalty.row_values(coefficients).sum())
     # Rounding in Q B alone can leave a few ulps per unit.
@@ -134,35 +137,58 @@ def _solve(
 
 
 class _Descent:
-    """FISTA on one working set; ``target`` is the absolute distance to stop at."""
+    """FISTA on one working set, down to a distance of ``tolerance`` * ``scale``."""
 
     def __init__(
-        self, term: QuadraticTerm, penalty: Penalty, level: float, target: float, memory: ProxMemory
+        self,
+        term: QuadraticTerm,
+        penalty: Penalty,
+        level: float,
+        tolerance: float,
+        scale: float,
+        memory: ProxMemory,
     ) -> None:
-        self._term, self._penalty, self._level, self._target = term, penalty, level, target
+        self._term, self._penalty, self._level = term, penalty, level
+        self._target = tolerance * scale
         self.memory = memory
         self.iterations = 0
+        self.distance = float("inf")
+        # Large problems take their steps in single precision; the test and the rest are in double.
+        self._rough = (
+            term.linear.dtype == torch.float64
+            and term.linear.numel() >= _SINGLE_PRECISION
+            and tolerance >= _SINGLE_TOLERANCE
+        )
         self._curvature = max(term.lipschitz(), torch.finfo(term.linear.dtype).tiny)
 
     def run(self, start: Tensor, budget: int) -> Tensor:
         """Descend from ``start`` (w, C) for at most ``budget`` steps."""
         target = self._target
         point = class_major(start)
+        if self._rough:
+            single = self.memory.cast(torch.float32)
+            found = self._fista(
+                self._term.cast(torch.float32), point.float(), target, single, budget - self.iterations
+            )
+            point, self.memory = found.to(point.dtype), single.cast(point.dtype)
         while True:
-            point = self._fista(point, target, budget - self.iterations)
+            point = self._fista(self._term, point, target, self.memory, budget - self.iterations)
             tidied = self._penalty.tidy(point, _TIE_SHARE * self._target / self._curvature)
             gradient = self._term.product(tidied) - self._term.linear
-            distance = float(norm(self._penalty.distances(tidied, gradient, self._level, self.memory)))
-            if distance <= self._target or self.iterations >= budget:
+            self.distance = float(norm(self._penalty.distances(tidied, gradient, self._level, self.memory)))
+            if self.distance <= self._target or self.iterations >= budget:
                 return tidied
             # The step's residual bounds the distance only as well as the prox is exact.
             target *= 0.1
             if target < torch.finfo(point.dtype).eps * self._target:
                 return tidied
 
-    def _fista(self, start: Tensor, target: float, budget: int) -> Tensor:
-        term, penalty, level = self._term, self._penalty, self._level
-        memory, linear = self.memory, term.linear
+    def _fista(
+        self, term: QuadraticTerm, start: Tensor, target: float, memory: ProxMemory, budget: int
+    ) -> Tensor:
+        penalty, level, linear = self._penalty, self._level, term.linear
+        # What rounding alone can bend a step by; without it a step of pure noise is cut forever.
+        noise = 16 * torch.finfo(linear.dtype).eps * float(norm(linear))
         current, current_product = start, term.product(start)
         ahead, ahead_product = current, current_product
         inertia = 1.0
@@ -177,7 +203,8 @@ class _Descent:
                 change = candidate - ahead
                 bend = product - ahead_product
                 length = float(change.square().sum())
-                if float((change * bend).sum()) <= self._curvature * length * (1 + 1e-9):
+                slack = noise * length**0.5
+                if float((change * bend).sum()) <= self._curvature * length + slack:
                     break
                 self._curvature *= _CURVATURE_GROWTH
             moved = length**0.5

@@ -37,6 +37,12 @@ class Processes:
             value.copy_(flat[start : start + value.numel()].view(value.shape))
             start += value.numel()
 
+    def share(self, values: Iterable[Tensor]) -> None:
+        """Replace tensors by those of the main process."""
+        if self.world > 1:
+            for value in values:
+                dist.broadcast(value, 0)
+
     def agreed(self, number: float) -> float:
         """The main process's number, in every process: clocks differ, decisions must not."""
         if self.world == 1:
@@ -59,3 +65,8 @@ def join_processes(cuda: bool) -> Processes:
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if cuda else "gloo")
     return Processes(dist.get_rank(), dist.get_world_size(), device)
+
+
+def is_main_process() -> bool:
+    """Whether this process is alone or the first of those that torchrun started."""
+    return int(os.environ.get("RANK", "0")) == 0
