@@ -43,7 +43,7 @@ def outputs(model: onnx.ModelProto, feeds: dict[str, Array]) -> list[Array]:
 
 
 @given(model=models(), seed=st.integers(0, 1000), share=st.sampled_from([0.2, 0.5]), free=st.booleans())
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_random_graphs(model: onnx.ModelProto, seed: int, share: float, free: bool) -> None:
     chosen = with_free_batch(model) if free else model
     assume(chosen is not None)
