@@ -19,7 +19,7 @@ from onnxprune.profile.session import Session, open_session
 from onnxprune.progress import Progress
 from onnxprune.select.classes import ClassTree, class_correlation, coarsen
 
-MAX_CLASSES = 16
+MAX_CLASSES = 10
 """Most classes with statistics of their own; more are joined along the tree of the model's outputs."""
 
 EVALUATION_SAMPLES = 5_000

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -46,7 +47,7 @@ class LayerStatistics:
     columns: IntArray
     gram: Tensor
     matrix: Tensor
-    contributions: FloatArray
+    contributions: npt.NDArray[np.float32]
     responses: FloatArray
     energy: float
     rows: int
@@ -97,7 +98,7 @@ class _Accumulator:
             rows.index_add_(0, index, product)
             square = torch.zeros(size + 1, size + 1, dtype=product.dtype, device=product.device)
             square.index_add_(1, index, rows)
-            self.contributions[label] += square[:size, :size].double()
+            self.contributions[label] += square[:size, :size]
         self.gram += self.of_class
         self.of_class.zero_()
 
@@ -185,7 +186,7 @@ def _start(
     gram = torch.zeros(layer.groups, rows, rows, device=device)
     return _Accumulator(
         layer, geometry, target, units, columns, scaled, gram, torch.zeros_like(gram),
-        torch.zeros(classes, len(units), len(units), dtype=torch.float64, device=device),
+        torch.zeros(classes, len(units), len(units), device=device),
         torch.zeros(classes, outputs, device=device),
         torch.zeros(classes, device=device),
         torch.zeros(2, outputs, dtype=torch.float64, device=device),

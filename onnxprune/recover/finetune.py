@@ -49,9 +49,9 @@ class FinetuneSettings:
     """How to fine-tune; the defaults are what measured best.
 
     ``epochs`` and ``time_limit_s`` (seconds) bound the run, whichever is met first; without either it
-    is `DEFAULT_EPOCHS` epochs. ``lr`` is the peak rate of AdamW, ``auto`` the largest of `RATES` that
-    a short test finds to help. ``ema`` is the decay of the average of the weights, which is what is
-    judged and returned.
+    is `DEFAULT_EPOCHS` epochs, more for few samples. ``lr`` is the peak rate of AdamW,
+    ``auto`` the largest of `RATES` that a short test finds to help. ``ema`` is the decay of the average of
+    the weights, which is what is judged and returned.
     ``clip`` bounds the gradient's norm. ``temperature``, ``joins`` and ``labels`` are those of `Objective`.
     ``held_out`` bounds the samples kept out of training; they are looked at ``checks`` times, and the run
     ends early when ``patience`` looks in a row have found nothing better.
@@ -89,6 +89,11 @@ class FinetuneSettings:
 
 
 DEFAULT_EPOCHS = 10.0
+DEFAULT_STEPS = 200
+"""Epochs and steps, whichever is more, of a run that nothing bounds."""
+
+SMALLEST_BATCH = 8
+"""Few samples are taken in smaller batches, down to this, so that an epoch has eight steps or more."""
 
 RATES = (1e-3, 3e-4, 1e-4, 3e-5)
 """Peak rates that ``lr="auto"`` tries, in this order."""
@@ -190,7 +195,9 @@ class _Run:
         self.batch = session.batch
         self.teacher = Teacher(session, scores, joins, probabilities)
         self.goal = self.teacher.logits(raw)
-        whole = len(self.training) // (settings.batch_size * self.processes.world)
+        share = len(self.training) // self.processes.world
+        self.batch_size = min(settings.batch_size, max(SMALLEST_BATCH, share // 8))
+        whole = share // self.batch_size
         self.steps_per_epoch = max(1, whole)
         digest = hashlib.sha256(pruned.SerializeToString(deterministic=True))
         digest.update(original.SerializeToString(deterministic=True))
@@ -222,7 +229,7 @@ class _Run:
             state.restore(stored)
         epochs = self.settings.epochs
         if epochs is None and self.settings.time_limit_s is None:
-            epochs = DEFAULT_EPOCHS
+            epochs = max(DEFAULT_EPOCHS, DEFAULT_STEPS / self.steps_per_epoch)
         steps = None if epochs is None else max(1, round(epochs * self.steps_per_epoch))
         self.horizon = Horizon(steps, self.settings.time_limit_s)
         with progress.stage("fine-tune", 1000) as stage:
@@ -258,7 +265,7 @@ class _Run:
 
     def _batches(self, step: int) -> Iterator[tuple[Batch, Tensor | None]]:
         """Batches of this process from step number ``step`` on, epoch after epoch, without end."""
-        size, world = self.settings.batch_size, self.processes.world
+        size, world = self.batch_size, self.processes.world
         while True:
             epoch, done = divmod(step, self.steps_per_epoch)
             order = np.random.default_rng([self.seed, 1, epoch]).permutation(self.training)

@@ -306,20 +306,19 @@ def _residual(fusion: _Fusion, point: Tensor, dual: Tensor) -> Tensor:
 def _sweep(fusion: _Fusion, values: Tensor, dual: Tensor, lower: Tensor, upper: Tensor, times: int) -> None:
     """Relaxed exact minimisations over every matching in turn; updates ``values`` and ``dual`` in place."""
     parts = [
-        (m.ends, m.signs, m.stop - m.start, *(x[m.start : m.stop] for x in (dual, lower, upper)))
-        for m in fusion.matchings
+        (m, dual[m.start : m.stop], lower[m.start : m.stop], upper[m.start : m.stop]) for m in fusion.matchings
     ]
     for _ in range(times):
-        for ends, signs, count, old, low, high in parts:
-            pair = values.index_select(0, ends)
-            one, two = pair[:count], pair[count:]
-            moved = torch.addcmul(one, signs, two, value=-1.0).mul_(0.5 * _RELAXATION).add_(old)
+        for m, old, low, high in parts:
+            pair = values.index_select(0, m.ends)
+            one, two = pair[: len(old)], pair[len(old) :]
+            moved = torch.addcmul(one, m.signs, two, value=-1.0).mul_(0.5 * _RELAXATION).add_(old)
             moved = torch.clamp(moved, low, high)
             change = moved - old
             old.copy_(moved)
             one.sub_(change)
-            two.addcmul_(signs, change)
-            values.index_copy_(0, ends, pair)
+            two.addcmul_(m.signs, change)
+            values.index_copy_(0, m.ends, pair)
 
 
 def _take(keep: Tensor, rows: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:

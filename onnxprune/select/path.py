@@ -66,7 +66,7 @@ def solve_path(
     *,
     count: int = 30,
     ratio: float = 0.01,
-    tolerance: float = 1e-4,
+    tolerance: float = 3e-3,
     max_iterations: int = 2_000,
     stop_when_full: bool = True,
 ) -> PathResult:
@@ -74,16 +74,25 @@ def solve_path(
 
     ``levels`` default to ``lambda_grid(lambda_max, count, ratio)``; given ones are sorted.
     ``stop_when_full`` ends the path early once every unit has entered, when the ranking is known.
-    ``tolerance`` and ``max_iterations`` are for each level, as in ``solve``.
+    A level is solved to ``tolerance`` relative to itself: the distance to the subdifferential is at
+    most tolerance * (level / lambda_max) * |R|_F, since an error that is small beside lambda can't
+    change what enters there. ``max_iterations`` is for each level.
     """
     with few_threads(term):
-        grid = _levels(term, penalty, levels, count, ratio)
+        largest = lambda_max(term, penalty)
+        grid = _levels(largest, levels, count, ratio)
         entered = np.zeros(term.units, bool)
         solutions: list[tuple[FloatArray, int, float, bool]] = []
         last: Solution | None = None
         for level in grid:
+            share = min(float(level) / largest, 1.0) if largest > 0 else 1.0
             last = solve(
-                term, penalty, float(level), start=last, tolerance=tolerance, max_iterations=max_iterations
+                term,
+                penalty,
+                float(level),
+                start=last,
+                tolerance=tolerance * share,
+                max_iterations=max_iterations,
             )
             norms = _array(norm(last.coefficients, dim=1))
             solutions.append((norms, last.iterations, last.optimality, last.converged))
@@ -108,11 +117,8 @@ def solve_path(
     )
 
 
-def _levels(
-    term: QuadraticTerm, penalty: Penalty, levels: npt.ArrayLike | None, count: int, ratio: float
-) -> FloatArray:
+def _levels(largest: float, levels: npt.ArrayLike | None, count: int, ratio: float) -> FloatArray:
     if levels is None:
-        largest = lambda_max(term, penalty)
         # Without any relevant unit every level has the solution zero.
         return lambda_grid(largest if largest > 0 else 1.0, count, ratio)
     grid = np.sort(np.asarray(levels, np.float64).ravel())[::-1]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph.structure import Group, IntArray, PruningGraph
@@ -146,6 +147,6 @@ def _score(
             raise UsageError(f"unknown method {method!r}", hint="onnxprune compress --help lists them")
 
 
-def _of_group(entry: LayerStatistics, units: IntArray) -> FloatArray:
+def _of_group(entry: LayerStatistics, units: IntArray) -> npt.NDArray[np.float32]:
     position = np.searchsorted(entry.units, units)
     return entry.contributions[np.ix_(np.arange(len(entry.contributions)), position, position)]
