@@ -1,0 +1,67 @@
+"""Which channels to remove: every method under the same budget, recovery and data.
+
+    python -m bench.selection MODEL --data TRAIN --eval-data TEST --macs 50% [--seeds 3] [--method NAME ...]
+        [preprocessing options of onnxprune compress]
+
+One run of the library for each method and seed; prints top-1 and the KL divergence to the original on
+TEST, mean and spread (largest minus smallest) over the seeds, which draw the calibration samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from typing import Any
+
+from onnxprune.config import CompressConfig
+from onnxprune.pipeline import compress
+
+METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("stlp-ib", {"method": "stlp-ib"}),
+    ("sglp-ib", {"method": "sglp-ib"}),
+    ("lasso-ib (one response)", {"method": "lasso-ib"}),
+    ("stlp-ib, hsic", {"method": "stlp-ib", "data_term": "hsic"}),
+    ("lasso-ib, hsic (APIB)", {"method": "lasso-ib", "data_term": "hsic"}),
+    ("random", {"method": "random"}),
+    ("l1", {"method": "l1"}),
+    ("l2", {"method": "l2"}),
+    ("fpgm", {"method": "fpgm"}),
+    ("bn-scale", {"method": "bn-scale"}),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model")
+    for name in ("--data", "--split", "--eval-data", "--eval-split", "--macs", "--mean", "--std"):
+        parser.add_argument(name)
+    parser.add_argument("--scale", type=float)
+    parser.add_argument("--calibration", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--method", action="append", help="only methods whose name holds this")
+    given = vars(parser.parse_args())
+    seeds, wanted = range(given.pop("seeds")), given.pop("method")
+    preprocess = {key: given.pop(key) for key in ("mean", "std", "scale")}
+    print("| method | top-1 | spread | KL | MACs |\n|---|---|---|---|---|")
+    for name, options in METHODS:
+        if wanted is not None and not any(part in name for part in wanted):
+            continue
+        top1, kl, macs = [], [], []
+        for seed in seeds:
+            config = CompressConfig.from_options({**given, "preprocess": preprocess, "seed": seed, **options})
+            report = compress(config).report
+            assert report.after.fidelity is not None
+            top1.append(report.after.metrics["top1"])
+            kl.append(report.after.fidelity.kl)
+            macs.append(100 * report.after.macs / report.before.macs)
+        print(
+            f"| {name} | {statistics.mean(top1):.2f} | {max(top1) - min(top1):.2f} "
+            f"| {statistics.mean(kl):.4f} | {max(macs):.2f} % |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
