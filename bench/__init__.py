@@ -1,0 +1,1 @@
+"""Benchmarks: long runs whose tables are recorded, not timed tests."""
