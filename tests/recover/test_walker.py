@@ -104,7 +104,8 @@ def test_values_that_half_precision_cannot_hold_stay_as_they_are(monkeypatch: py
 
 def test_a_body_captures_tensors_from_before_the_cut() -> None:
     b = Builder()
-    x = b.conv(b.input((1, 3, 6, 6), dynamic=True), 4, 3)
+    given = b.input((1, 3, 6, 6), dynamic=True)
+    x = b.conv(given, 4, 3)
     y = b.relu(x)
     made = onnx.helper.make_tensor_value_info("made", onnx.TensorProto.FLOAT, None)
     nodes = [
@@ -112,7 +113,7 @@ def test_a_body_captures_tensors_from_before_the_cut() -> None:
         onnx.helper.make_node("Relu", ["inner"], ["made"]),
     ]
     body = onnx.helper.make_graph(nodes, "body", [], [made])
-    flag = b.node("Greater", [b.node("ReduceMax", [x], keepdims=0), b.constant(np.float32(0))])
+    flag = b.node("Greater", [b.node("ReduceMax", [given], keepdims=0), b.constant(np.float32(0))])
     chosen = b.shaped(b.node("If", [flag], then_branch=body, else_branch=body), 1, 4, 6, 6)
     z = b.conv(b.concat(y, chosen), 3)
     model = prepare(b.model(z))
