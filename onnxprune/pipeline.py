@@ -276,6 +276,8 @@ class _Run:
             recovery = recover(
                 self.graph, plan, pruned, self.data.samples.arrays().inputs,
                 batch=self.data.batch, provider=self.config.provider, threads=self.config.threads,
+                # A new bias would go past a budget that the plan just meets.
+                new_bias=not (self.config.budget("params") or self.config.budget("size")),
                 seed=self.config.seed, progress=self.progress,
             )  # fmt: skip
         return recovery.model, recovery.fits

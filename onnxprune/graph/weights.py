@@ -127,13 +127,21 @@ def read_bias(constants: Constants, layer: Layer, channels: int) -> FloatArray:
     return np.broadcast_to(bias.reshape(-1), (channels,)).copy()
 
 
-def can_shift(constants: Constants, layer: Layer, affine: Affine) -> bool:
-    """Whether a constant can be added to the layer's output channels; see `add_shift`."""
+def can_shift(constants: Constants, layer: Layer, affine: Affine, *, new_bias: bool = True) -> bool:
+    """Whether a constant can be added to the layer's output channels; see `add_shift`.
+
+    Without ``new_bias`` only where no parameter has to be added for it.
+    """
     node = constants.node(layer.name)
     if layer.op != "MatMul" and _has_addend(node):
         name = node.input[2]
-        return name in constants and _beta(node) != 0 and math.prod(constants.read(name).shape[:-1]) == 1
-    return _shift_place(constants, affine) is not None or (layer.op != "MatMul" and _beta(node) != 0)
+        shape = constants.read(name).shape if name in constants else ()
+        grows = math.prod(shape) < len(layer.out_units)
+        single = name in constants and math.prod(shape[:-1]) == 1
+        return single and _beta(node) != 0 and (new_bias or not grows)
+    if _shift_place(constants, affine) is not None:
+        return True
+    return new_bias and layer.op != "MatMul" and _beta(node) != 0
 
 
 def add_shift(constants: Constants, layer: Layer, affine: Affine, shift: FloatArray) -> None:

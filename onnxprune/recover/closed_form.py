@@ -80,6 +80,7 @@ def recover(
     inputs: npt.NDArray[np.generic],
     *,
     batch: int | None = None,
+    new_bias: bool = True,
     provider: str = "auto",
     threads: int | None = None,
     seed: int = 0,
@@ -88,7 +89,8 @@ def recover(
     """Refit the weights of ``pruned`` (= rewrite(graph, plan)) on calibration ``inputs`` (n, ...).
 
     ``batch`` is the batch size that the model insists on, where the caller knows it: samples beyond
-    its last multiple are left out. ``pruned`` is not changed. Layers that can't be fitted, or whose
+    its last multiple are left out. ``new_bias`` lets a layer without any place for a constant have a
+    bias, which adds parameters. ``pruned`` is not changed. Layers that can't be fitted, or whose
     fit raises the held-out error, keep their weights and say why.
     """
     if batch is None:
@@ -103,9 +105,8 @@ def recover(
     changed = Walker(
         model, inputs, _pruned_shapes(graph, plan), batch=batch, provider=provider, threads=threads
     )
-    run = _Run(
-        graph, plan, original, changed, Constants(model), Targets(graph), torch.Generator().manual_seed(seed)
-    )
+    generator = torch.Generator().manual_seed(seed)
+    run = _Run(graph, plan, original, changed, Constants(model), Targets(graph), generator, new_bias)
     affected = _affected(graph, plan)
     fits = []
     with progress.stage("recover", len(affected)) as stage:
@@ -175,6 +176,7 @@ class _Run:
     constants: Constants
     targets: Targets
     generator: torch.Generator
+    new_bias: bool
 
     def refit(self, layer: Layer) -> LayerFit:
         """Fit one layer on the activations at the current cut, and write its weights."""
@@ -187,7 +189,7 @@ class _Run:
         target = self.targets.of(layer)
         stays = kept_indices(self.plan.keep, layer.out_units)
         affine = target.affine.select(stays)
-        constant = can_shift(self.constants, small, affine)
+        constant = can_shift(self.constants, small, affine, new_bias=self.new_bias)
         problem = _Problem(
             small, replace(geometry, groups=small.groups), target, affine, torch.from_numpy(stays), constant
         )
