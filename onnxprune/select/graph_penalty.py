@@ -48,11 +48,7 @@ class _Matching:
 
 @dataclass(frozen=True)
 class _Fusion:
-    """The graph's edges ordered by matching; weights and signs (E, 1), l1 weights (C, 1).
-
-    ``incidence`` (C, largest degree) lists each class's edges: e where it is the first end, E + e
-    where it is the second, 2 E for padding.
-    """
+    """The graph's edges ordered by matching; weights and signs (E, 1), l1 weights (C, 1)."""
 
     matchings: tuple[_Matching, ...]
     first: Tensor
@@ -60,7 +56,6 @@ class _Fusion:
     signs: Tensor
     weights: Tensor
     linear: Tensor
-    incidence: Tensor
 
 
 @dataclass(frozen=True)
@@ -156,16 +151,18 @@ class GraphPenalty:
         entries = entries.index_select(1, rows)
         dual = entries.new_zeros((len(fusion.first), len(rows)))
         values = self._start(fusion, entries, dual, level)
-        for _ in range(_SCREEN_SWEEPS // _SWEEPS_PER_CHECK):
+        for check in range(_SCREEN_SWEEPS // _SWEEPS_PER_CHECK):
             if not len(rows):
                 break
             _sweep(fusion, values, dual, -bound, bound, _SWEEPS_PER_CHECK)
             found = self._threshold(fusion, values, level).t()
-            zero = (found == 0).all(dim=1)
-            may[rows[zero]] = False
-            # A ratio over the level proves that the row is not zero: no need to look further.
-            proven = (entries.t() * found).sum(dim=1) > level * self.row_values(found)
-            rows, entries, values, dual = _take(~(zero | proven), rows, entries, values, dual)
+            settled = (found == 0).all(dim=1)
+            may[rows[settled]] = False
+            if check == 0:
+                # A ratio over the level proves that the row is not zero: no need to look further.
+                settled |= (entries.t() * found).sum(dim=1) > level * self.row_values(found)
+            if bool(settled.any()):
+                rows, entries, values, dual = _take(~settled, rows, entries, values, dual)
         return may
 
     def distances(
@@ -295,18 +292,21 @@ def _differences(fusion: _Fusion, entries: Tensor) -> Tensor:
 
 def _residual(fusion: _Fusion, point: Tensor, dual: Tensor) -> Tensor:
     """point - H'u, (C, rows), in memory of its own."""
-    if not fusion.matchings:
-        return point.clone()
-    # A gather over each class's edges, padded with a zero: deterministic on every device.
-    parts = torch.cat([dual, -fusion.signs * dual, torch.zeros_like(dual[:1])])
-    edges = parts.index_select(0, fusion.incidence.reshape(-1))
-    return point - edges.view(*fusion.incidence.shape, -1).sum(dim=1)
+    values = point.clone()
+    for m in fusion.matchings:
+        part = dual[m.start : m.stop]
+        pair = values.index_select(0, m.ends)
+        pair[: len(part)].sub_(part)
+        pair[len(part) :].addcmul_(m.signs, part)
+        values.index_copy_(0, m.ends, pair)
+    return values
 
 
 def _sweep(fusion: _Fusion, values: Tensor, dual: Tensor, lower: Tensor, upper: Tensor, times: int) -> None:
     """Relaxed exact minimisations over every matching in turn; updates ``values`` and ``dual`` in place."""
     parts = [
-        (m, dual[m.start : m.stop], lower[m.start : m.stop], upper[m.start : m.stop]) for m in fusion.matchings
+        (m, dual[m.start : m.stop], lower[m.start : m.stop], upper[m.start : m.stop])
+        for m in fusion.matchings
     ]
     for _ in range(times):
         for m, old, low, high in parts:
@@ -349,15 +349,8 @@ def _build_fusion(graph: ClassGraph, mu: float, nonnegative: bool, like: Tensor)
         ends = torch.cat([first[start:stop], second[start:stop]])
         matchings.append(_Matching(start, stop, ends, signs[start:stop]))
         start = stop
-    incident: list[list[int]] = [[] for _ in range(graph.classes)]
-    for edge, (one, two) in enumerate(graph.edges[order].tolist()):
-        incident[one].append(edge)
-        incident[two].append(len(order) + edge)
-    widest = max(map(len, incident), default=0)
-    table = [edges + [2 * len(order)] * (widest - len(edges)) for edges in incident]
-    incidence = torch.as_tensor(table, dtype=torch.int64, device=like.device)
     weights = place(graph.weights[order])
-    return _Fusion(tuple(matchings), first, second, signs, weights, place(linear), incidence)
+    return _Fusion(tuple(matchings), first, second, signs, weights, place(linear))
 
 
 def _matchings(graph: ClassGraph, edges: np.ndarray) -> list[list[int]]:

@@ -267,3 +267,22 @@ def test_small_problems_run_on_one_thread_and_give_the_threads_back() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_large_problems_step_in_single_precision_and_are_judged_in_double() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((300, 900)) / np.sqrt(300)
+    truth = np.zeros((900, 120))
+    truth[:80] = rng.standard_normal((80, 1)) * rng.random((80, 120))
+    term = SharedQuadratic.from_arrays(x.T @ x, x.T @ (x @ truth + 0.1 * rng.standard_normal((300, 120))))
+    level = 0.05 * lambda_max(term, RowGroup())
+    quick = solve(term, RowGroup(), level, tolerance=1e-5)
+    exact = solve(term, RowGroup(), level, tolerance=1e-7)
+    assert quick.converged
+    assert quick.coefficients.dtype == torch.float64
+    gradient = term_gradient(term, quick.coefficients)
+    distance = RowGroup().distances(quick.coefficients, gradient, level).norm()
+    assert float(distance) <= 1e-5 * float(term.linear.norm())
+    assert quick.objective == pytest.approx(exact.objective, rel=1e-6)
+    # Rows of zeros are skipped in products of this size.
+    torch.testing.assert_close(term.product(quick.coefficients), term.quadratic @ quick.coefficients)
