@@ -61,6 +61,16 @@ METHOD = grouped(
         metavar="NAME",
         help=f"How accuracy is given back: {', '.join(RECOVERIES)}. {default_of('recover')}",
     ),
+    option(
+        "Method",
+        "--epochs",
+        type=float,
+        metavar="N",
+        help="Passes over the data in fine-tuning. [default: 10, or what the time limit allows]",
+    ),
+    option("Method", "--time-limit", metavar="T", help="Fine-tune for at most this long: 90s, 10m, 1h."),
+    option("Method", "--lr", metavar="RATE", help=f"Peak learning rate of fine-tuning. {default_of('lr')}"),
+    option("Method", "--checkpoint", metavar="DIR", help="Save fine-tuning here, or go on from here."),
     option("Method", "--seed", type=int, metavar="N", help=f"Random seed. {default_of('seed')}"),
 )
 
@@ -147,6 +157,8 @@ def compress(
 
     with output.progress() as progress:
         result = pipeline.compress(config, progress=progress)
+    if not pipeline.is_main_process():
+        return  # started with torchrun: the first process writes for all
     if config.save_plan is not None:
         result.save_plan(config.save_plan)
     report = result.report if config.dry_run else result.save(target, force=config.force)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from onnxprune.config import CompressConfig, merged_options, read_toml
+from onnxprune.config import CompressConfig, merged_options, parse_seconds, read_toml
 from onnxprune.errors import UsageError
 from onnxprune.evaluate.preprocess import Preprocess
 from onnxprune.select.budget import Budget
@@ -176,3 +176,28 @@ def test_a_configuration_is_frozen_and_comparable() -> None:
     with pytest.raises(AttributeError):
         one.seed = 1  # type: ignore[misc]  # that it is refused is the point
     assert all(item.name.islower() for item in fields(one))
+
+
+def test_fine_tuning_options_are_read_as_written() -> None:
+    config = CompressConfig.from_options(
+        {"model": "m.onnx", "recover": "finetune", "epochs": 3, "time-limit": "10m", "lr": "0.002"}
+    )
+    assert (config.epochs, config.time_limit, config.lr) == (3, 600.0, 0.002)
+    assert [parse_seconds(text) for text in ("90", "90s", "1.5 h")] == [90.0, 90.0, 5400.0]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"recover": "finetune", "time_limit": "soon"},
+        {"recover": "finetune", "lr": "fast"},
+        {"recover": "finetune", "lr": -1.0},
+        {"recover": "finetune", "epochs": 0},
+        {"time_limit": "10m"},
+        {"lr": 0.1},
+        {"recover": "none", "checkpoint": "here"},
+    ],
+)
+def test_fine_tuning_options_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        CompressConfig.from_options({"model": "m.onnx", **wrong})

@@ -50,11 +50,11 @@ class FinetuneSettings:
 
     ``epochs`` and ``time_limit_s`` (seconds) bound the run, whichever is met first; without either it
     is `DEFAULT_EPOCHS` epochs, more for few samples. ``lr`` is the peak rate of AdamW,
-    ``auto`` the largest of `RATES` that a short test finds to help. ``ema`` is the decay of the average of
+    ``auto`` the largest of `RATES` that a short test finds to be safe. ``ema`` is the decay of the average of
     the weights, which is what is judged and returned.
     ``clip`` bounds the gradient's norm. ``temperature``, ``joins`` and ``labels`` are those of `Objective`.
     ``held_out`` bounds the samples kept out of training; they are looked at ``checks`` times, and the run
-    ends early when ``patience`` looks in a row have found nothing better.
+    ends early when ``patience`` looks in a row were no better than the run's best.
 
     Raises UsageError for values that make no sense.
     """
@@ -95,11 +95,17 @@ DEFAULT_STEPS = 200
 SMALLEST_BATCH = 8
 """Few samples are taken in smaller batches, down to this, so that an epoch has eight steps or more."""
 
-RATES = (1e-3, 3e-4, 1e-4, 3e-5)
+RATES = (3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 """Peak rates that ``lr="auto"`` tries, in this order."""
 
 PROBE_STEPS = 12
 """Steps of each trial."""
+
+PROBE_SAMPLES = 256
+"""Most held-out samples that judge a trial."""
+
+TOLERANCE = 2.0
+"""How many times the start's divergence a trial may end with: a useful rate makes it rise at first."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +221,7 @@ class _Run:
     def train(self, folder: Path | None, progress: Progress) -> Finetuned:
         """Run to the end, or go on from the checkpoint in ``folder``."""
         stored = read_checkpoint(folder, self.fingerprint)
+        clock = _Clock(0.0 if stored is None else float(stored[1]["seconds"]))
         rate = self.settings.lr
         if stored is not None:
             rate = float(stored[1]["lr"])
@@ -233,11 +240,10 @@ class _Run:
         steps = None if epochs is None else max(1, round(epochs * self.steps_per_epoch))
         self.horizon = Horizon(steps, self.settings.time_limit_s)
         with progress.stage("fine-tune", 1000) as stage:
-            self._loop(state, folder, stage)
+            self._loop(state, clock, folder, stage)
         return self._result(state)
 
-    def _loop(self, state: TrainingState, folder: Path | None, stage: Stage) -> None:
-        clock = _Clock(state.seconds)
+    def _loop(self, state: TrainingState, clock: _Clock, folder: Path | None, stage: Stage) -> None:
         shown = 0
         losses: list[float] = []
         done = self._done(state, clock)
@@ -315,12 +321,12 @@ class _Run:
             parts.append({name: value[:count] for name, value in self.student(chunk).items()})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _held_out_logits(self) -> Tensor:
-        """The averaged weights' logits on the held-out samples: (n, C)."""
+    def _held_out_logits(self, most: int | None = None) -> Tensor:
+        """The averaged weights' logits on the held-out samples, or ``most`` of them: (n, C)."""
         with self._averaged(), torch.no_grad():
             parts = [
                 self._forward(torch.from_numpy(batch.inputs))[self.teacher.scores]
-                for batch in self.dataset.batches(_CHECK_BATCH, self.held_out)
+                for batch in self.dataset.batches(_CHECK_BATCH, self.held_out[:most])
             ]
         return self.teacher.logits(torch.cat(parts)).double()
 
@@ -363,13 +369,13 @@ class _Run:
         )
 
     def _probed_rate(self, progress: Progress) -> float:
-        """The first of `RATES` with which a short run brings the held-out samples closer to the original.
+        """The first of `RATES` with which a short run does not lose the start.
 
-        Closer by the softened divergence that is trained. A short run always favours small rates, so the
-        largest that does not harm is what a long run wants.
+        Within a dozen steps every rate worth using moves away from a good start, and small ones always
+        look best: what a long run wants is the largest one that stays near.
         """
         start = [weight.detach().clone() for weight in self.weights]
-        before = self._distance()
+        bound = TOLERANCE * self._distance()
         with progress.stage("learning rate", PROBE_STEPS * len(RATES)) as stage:
             for rate in RATES:
                 self.optimizer = self._optimizer(rate)
@@ -377,16 +383,18 @@ class _Run:
                 for number in range(PROBE_STEPS):
                     self._step(next(batches), number, learning_rate(rate, (number + 0.5) / PROBE_STEPS))
                     stage.advance()
-                helped = self._distance() < before
+                near = self._distance() <= bound
                 assign(self.weights, start)
                 assign(self.average, start)
-                if self.processes.agreed(float(helped)):
+                if self.processes.agreed(float(near)):
                     return rate
         return RATES[-1]
 
     def _distance(self) -> float:
+        """The softened divergence that is trained, on some held-out samples."""
         soft = self.settings.temperature
-        return float(divergence(self._held_out_logits() / soft, self.goal.double() / soft))
+        logits = self._held_out_logits(PROBE_SAMPLES)
+        return float(divergence(logits / soft, self.goal[:PROBE_SAMPLES].double() / soft))
 
 
 class _Clock:

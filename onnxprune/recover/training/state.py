@@ -59,9 +59,14 @@ class TrainingState:
         return max((self.start, *self.history), key=lambda check: check.score)
 
     def take(self, check: Check) -> None:
-        """Note a look at the current average; keep that where it is the best so far."""
+        """Note a look at the current average; keep that where it is the best so far.
+
+        ``since_best`` counts looks without progress of the run itself: a useful rate first moves away
+        from a good start, and comes back above it as it falls.
+        """
         if check.score > self.best_check.score:
             self.best = [value.clone() for value in self.average]
+        if all(check.score > earlier.score for earlier in self.history):
             self.since_best = 0
         else:
             self.since_best += 1
