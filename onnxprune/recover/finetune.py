@@ -196,9 +196,10 @@ class _Run:
         self.teacher = Teacher(session, scores, ())
         raw = self._held_out_scores()
         probabilities = are_probabilities(raw.float().cpu().numpy())
+        # Asking is what shows a batch size of 1 that is baked into the model.
+        self.batch = session.batch
         if joins:
             session = open_session(original, provider=provider, threads=threads, outputs=[scores, *joins])
-        self.batch = session.batch
         self.teacher = Teacher(session, scores, joins, probabilities)
         self.goal = self.teacher.logits(raw)
         share = len(self.training) // self.processes.world
