@@ -23,8 +23,8 @@ from onnxprune.profile.geometry import Geometry, choose_positions, layer_geometr
 from onnxprune.profile.session import open_session
 from onnxprune.progress import Progress
 
-ROWS = 65_536
-"""Rows aimed at for each layer; more did not lower the error of any fit (bench/selection)."""
+ROWS = 32_768
+"""Rows aimed at for each layer."""
 
 _TAP_BYTES = 384 << 20
 _GRAM_BYTES = 1 << 30

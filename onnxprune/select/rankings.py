@@ -24,9 +24,9 @@ from onnxprune.select.scores import median_scores, norm_scores, scale_scores
 from onnxprune.select.tree_penalty import TreePenalty
 
 LASSO_METHODS = ("stlp-ib", "sglp-ib", "lasso-ib")
-_LEVELS = 15
+_LEVELS = 10
 _TOLERANCE = 1e-3
-_ITERATIONS = 300
+_ITERATIONS = 100
 _MU = 1.0
 
 
