@@ -13,6 +13,7 @@ import onnx
 import onnxruntime as ort
 
 from onnxprune.errors import DataError, ModelError, UsageError
+from onnxprune.graph.extract import extract
 from onnxprune.profile.providers import (
     EXECUTION_PROVIDERS,
     Provider,
@@ -20,7 +21,7 @@ from onnxprune.profile.providers import (
     choose_provider,
 )
 from onnxprune.profile.spec import TensorSpec, describe_shape
-from onnxprune.profile.taps import cut_to, detach_weights, weight_bytes
+from onnxprune.profile.taps import detach_weights, weight_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -232,7 +233,7 @@ def open_session(
     proto = _proto(model)
     names = [value.name for value in proto.graph.output]
     if outputs is not None:
-        proto = cut_to(proto, outputs)
+        proto = extract(proto, outputs)
         names = list(outputs)
     ort.set_default_logger_severity(_FATAL)
     options = ort.SessionOptions()

@@ -15,6 +15,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from onnxprune.graph.extract import extract
 from onnxprune.graph.fold import captured
 from onnxprune.profile.providers import choose_provider
 from onnxprune.profile.session import Session, open_session
@@ -136,7 +137,7 @@ class Walker:
         if not wanted:
             return None
         sources = [self._stated(name) for name in self._alive]
-        segment = cut_between(self.model, sources, wanted)
+        segment = extract(self.model, wanted, sources)
         return open_session(segment, provider=self._provider, threads=self._threads)
 
     def _stated(self, name: str) -> onnx.ValueInfoProto:
@@ -189,40 +190,6 @@ class Walker:
             for name, value in together.items()
             if not value.ndim or not _same(value, [part[name] for part in alone])
         }
-
-
-def cut_between(
-    model: onnx.ModelProto, sources: Sequence[onnx.ValueInfoProto], wanted: Sequence[str]
-) -> onnx.ModelProto:
-    """The part of ``model`` that computes ``wanted`` from ``sources``, of which it takes what it needs."""
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    known = {value.name for value in sources} | set(weights)
-    made = {name: index for index, node in enumerate(model.graph.node) for name in node.output}
-    reached: set[str] = set()
-    chosen: set[int] = set()
-    pending = list(wanted)
-    while pending:
-        name = pending.pop()
-        if name in reached:
-            continue
-        reached.add(name)
-        if name not in known and name in made and made[name] not in chosen:
-            chosen.add(made[name])
-            pending.extend(_reads(model.graph.node[made[name]]))
-    segment = onnx.ModelProto(ir_version=model.ir_version)
-    segment.opset_import.extend(model.opset_import)
-    segment.functions.extend(model.functions)
-    graph = segment.graph
-    graph.name = "segment"
-    graph.node.extend(model.graph.node[index] for index in sorted(chosen))
-    graph.initializer.extend(weights[name] for name in sorted(reached & set(weights)))
-    graph.sparse_initializer.extend(
-        tensor for tensor in model.graph.sparse_initializer if tensor.values.name in reached
-    )
-    graph.input.extend(value for value in sources if value.name in reached)
-    # onnxruntime infers the type of an output that is only named.
-    graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-    return segment
 
 
 def _reads(node: onnx.NodeProto) -> list[str]:

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import DataError, ModelError, OnnxPruneError, UsageError
+from onnxprune.graph.extract import extract
 from onnxprune.profile import providers, session
 from onnxprune.profile.session import open_session
-from onnxprune.profile.taps import cut_to, detach_weights
+from onnxprune.profile.taps import detach_weights
 from tests.evaluate.models import classifier, plain_scores
 
 INPUTS = np.random.default_rng(3).standard_normal((7, 3, 8, 8)).astype(np.float32)
@@ -93,7 +94,7 @@ def test_taps_give_internal_tensors_and_leave_the_model_alone() -> None:
 
 
 def test_a_tapped_model_computes_no_more_than_the_taps_need() -> None:
-    cut = cut_to(classifier(), ["relu"])
+    cut = extract(classifier(), ["relu"])
     assert [node.op_type for node in cut.graph.node] == ["Conv", "Relu"]
     assert [tensor.name for tensor in cut.graph.initializer] == ["w"]
 
@@ -129,7 +130,7 @@ def test_taps_keep_what_subgraphs_read() -> None:
     x = np.float32([[1, 2], [3, 4]])
     outputs = open_session(model, provider="cpu", outputs=["y"]).run({"x": x})
     assert np.array_equal(outputs["y"], x + np.float32([1, 2]))
-    assert [node.op_type for node in cut_to(model, ["y"]).graph.node] == ["Neg", "If"]
+    assert [node.op_type for node in extract(model, ["y"]).graph.node] == ["Neg", "If"]
 
 
 def test_weights_beyond_the_protobuf_limit_go_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
