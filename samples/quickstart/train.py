@@ -93,7 +93,9 @@ def main() -> None:
     net = train(*tensors(seen))
     with torch.no_grad():
         inputs, truth = tensors(unseen)
-        print(f"accuracy on {len(unseen)} unseen digits: {(net(inputs).argmax(1) == truth).float().mean():.2%}")
+        print(
+            f"accuracy on {len(unseen)} unseen digits: {(net(inputs).argmax(1) == truth).float().mean():.2%}"
+        )
 
     torch.onnx.export(
         net,
