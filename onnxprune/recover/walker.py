@@ -154,7 +154,7 @@ class Walker:
 
     def _feed(self, session: Session, samples: slice) -> dict[str, Array]:
         return {
-            spec.name: self._part(spec.name, samples).astype(spec.dtype, copy=False)
+            spec.name: _widened(self._part(spec.name, samples)).astype(spec.dtype, copy=False)
             for spec in session.inputs
         }
 
@@ -211,9 +211,16 @@ def _same(value: Array, parts: Sequence[Array]) -> bool:
 def _compact(value: Array, samples: int) -> Array:
     if value.dtype != np.float32 or value.nbytes // max(1, len(value)) * samples <= _HALF_ABOVE:
         return value
-    with np.errstate(over="ignore"):
-        half = value.astype(np.float16)
-    return half if np.isfinite(half).all() else value
+    # torch converts many times faster than numpy.
+    half = torch.from_numpy(value).half()
+    return half.numpy() if bool(torch.isfinite(half).all()) else value
+
+
+def _widened(value: Array) -> Array:
+    """Half precision as single, anything else as it is."""
+    if value.dtype != np.float16:
+        return value
+    return torch.from_numpy(np.ascontiguousarray(value)).float().numpy()
 
 
 def _joined(parts: list[Array]) -> Array:
