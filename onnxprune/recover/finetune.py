@@ -112,23 +112,19 @@ TOLERANCE = 2.0
 class Finetuned:
     """The trained model, its course, and whether training was kept.
 
-    ``start`` is the look before the first step. Where nothing later was better, ``kept`` is False,
+    ``start`` is the look before the first step, ``best`` the one whose weights are returned. Where nothing later was better, ``kept`` is False,
     ``model`` has the weights of the start, and ``reason`` says so.
     """
 
     model: onnx.ModelProto
     history: tuple[Check, ...]
     start: Check
+    best: Check
     kept: bool
     lr: float
     steps: int
     seconds: float
     reason: str = ""
-
-    @property
-    def best(self) -> Check:
-        """The look at which the model's weights were the best so far."""
-        return max((self.start, *self.history), key=lambda check: check.score)
 
 
 def finetune(
@@ -336,7 +332,7 @@ class _Run:
         logits = self._held_out_logits()
         same = float((logits.argmax(1) == self.goal.argmax(1)).double().mean())
         kl = float(divergence(logits, self.goal.double()))
-        return Check(step, step / self.steps_per_epoch, loss, rate, 100.0 * same, kl)
+        return Check(step, step / self.steps_per_epoch, loss, rate, 100.0 * same, kl, len(logits))
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -353,8 +349,8 @@ class _Run:
         values = dict(zip(state.weights, state.best, strict=True)) if kept else {}
         reason = "" if kept else "no step helped on the held-out samples: the weights stay as they were"
         return Finetuned(
-            self.student.write_back(values), tuple(state.history), state.start, kept, state.lr, state.step,
-            state.seconds, reason,
+            self.student.write_back(values), tuple(state.history), state.start, state.best_check, kept,
+            state.lr, state.step, state.seconds, reason,
         )  # fmt: skip
 
     def _optimizer(self, rate: float) -> torch.optim.Optimizer:

@@ -117,7 +117,7 @@ def eliminate(
     *,
     priority: FloatArray | None = None,
     shortlist: float = 1.0,
-    batch: float = 1 / 64,
+    batch: float = 1 / 32,
 ) -> Elimination:
     """Remove ``units`` (p,) one small batch after another, always what costs all ``layers`` least.
 

@@ -178,9 +178,9 @@ def test_patience_ends_a_run_that_gains_nothing() -> None:
     model = net()
     hopeless = replace(QUICK, epochs=50, lr=1.0, checks=50, patience=3)
     result = finetune(model, model, data(model), hopeless, provider="cpu", threads=1)
-    *earlier, before, last, end = (check.score for check in result.history)
-    assert len(result.history) < 50
-    assert max(before, last, end) <= max(earlier)
+    *earlier, before, last, end = result.history
+    assert 3 < len(result.history) < 50
+    assert min(before.kl, last.kl, end.kl) >= min(check.kl for check in earlier)
     assert not result.kept
 
 

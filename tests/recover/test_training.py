@@ -14,6 +14,7 @@ from onnxprune.recover.training.augment import Augmentation, image_augmentation
 from onnxprune.recover.training.checkpoint import load_checkpoint, save_checkpoint
 from onnxprune.recover.training.distill import are_probabilities, common_joins, divergence
 from onnxprune.recover.training.schedule import WARM_UP, Horizon, ema_decay, learning_rate
+from onnxprune.recover.training.state import Check
 from tests.recover.test_finetune import net
 
 
@@ -96,3 +97,16 @@ def test_a_checkpoint_comes_back_and_a_partial_write_is_no_checkpoint(tmp_path: 
     assert loaded is not None
     assert loaded[1] == {"step": 4}
     assert all(torch.equal(loaded[0][name], value) for name, value in tensors.items())
+
+
+def test_a_look_is_better_by_agreement_and_within_its_error_by_divergence() -> None:
+    def look(agreement: float, kl: float) -> Check:
+        return Check(1, 0.1, 1.0, 1e-3, agreement, kl, 400)
+
+    start = look(90.0, 0.5)  # its standard error is 1.5 points
+    assert look(92.0, 0.9).beats(start, start)
+    assert not look(91.0, 0.6).beats(start, start)
+    assert look(90.0, 0.4).beats(start, start)
+    assert not look(89.5, 0.1).beats(start, start)
+    assert look(91.0, 0.1).beats(look(92.0, 0.2), start)
+    assert not look(90.0, 0.1).beats(look(92.0, 0.2), start)

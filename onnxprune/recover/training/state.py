@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ class Check:
     """One look at the held-out samples.
 
     ``loss`` is the mean training loss since the last look, ``rate`` the learning rate, ``agreement`` the
-    percentage of held-out samples on which model and original name the same class, ``kl`` in nats.
+    percentage of the ``samples`` held out on which model and original name the same class, ``kl`` in nats.
     """
 
     step: int
@@ -29,10 +30,21 @@ class Check:
     agreement: float
     kl: float
 
-    @property
-    def score(self) -> tuple[float, float]:
-        """What decides between two looks: more agreement is better, then less divergence."""
-        return self.agreement, -self.kl
+    samples: int
+
+    def beats(self, other: Check, start: Check) -> bool:
+        """Whether this look is better than ``other``, neither being worse than ``start``.
+
+        More agreement is, by more than its standard error sqrt(p (1 - p) / n); within that error, which
+        is a few samples, less divergence is. Never, where it agrees less than the start.
+        """
+        share = other.agreement / 100.0
+        error = 100.0 * math.sqrt(share * (1.0 - share) / self.samples)
+        if self.agreement < start.agreement:
+            return False
+        if self.agreement > other.agreement + error:
+            return True
+        return self.kl < other.kl and self.agreement >= other.agreement - error
 
 
 @dataclass
@@ -51,25 +63,27 @@ class TrainingState:
     step: int = 0
     seconds: float = 0.0
     since_best: int = 0
+    best_look: int | None = None
+    """Which look of the history the best average is from; None: the start."""
     history: list[Check] = field(default_factory=list)
 
     @property
     def best_check(self) -> Check:
         """The look at which the average was the best so far."""
-        return max((self.start, *self.history), key=lambda check: check.score)
+        return self.start if self.best_look is None else self.history[self.best_look]
 
     def take(self, check: Check) -> None:
         """Note a look at the current average; keep that where it is the best so far.
 
-        ``since_best`` counts looks without progress of the run itself: a useful rate first moves away
-        from a good start, and comes back above it as it falls.
+        ``since_best`` counts looks without progress of the run itself, in agreement or in divergence: a
+        useful rate first moves away from a good start, and comes back above it as it falls.
         """
-        if check.score > self.best_check.score:
+        if check.beats(self.best_check, self.start):
             self.best = [value.clone() for value in self.average]
-        if all(check.score > earlier.score for earlier in self.history):
-            self.since_best = 0
-        else:
-            self.since_best += 1
+            self.best_look = len(self.history)
+        agreed = all(check.agreement > earlier.agreement for earlier in self.history)
+        nearer = all(check.kl < earlier.kl for earlier in self.history)
+        self.since_best = 0 if agreed or nearer else self.since_best + 1
         self.history.append(check)
 
     def save(self, folder: Path, fingerprint: str) -> None:
@@ -85,6 +99,7 @@ class TrainingState:
             "step": self.step,
             "seconds": self.seconds,
             "since_best": self.since_best,
+            "best_look": self.best_look,
             "start": asdict(self.start),
             "history": [asdict(check) for check in self.history],
         }
@@ -94,7 +109,7 @@ class TrainingState:
         """Take over what a checkpoint of the same run holds."""
         tensors, record = stored
         self.step, self.seconds = record["step"], record["seconds"]
-        self.since_best = record["since_best"]
+        self.since_best, self.best_look = record["since_best"], record["best_look"]
         self.start = Check(**record["start"])
         self.history = [Check(**entry) for entry in record["history"]]
         keys = sorted({name.split("/", 1)[0] for name in tensors if name.startswith("optimizer.")})
