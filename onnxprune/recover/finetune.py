@@ -54,7 +54,7 @@ class FinetuneSettings:
     the weights, which is what is judged and returned.
     ``clip`` bounds the gradient's norm. ``temperature``, ``joins`` and ``labels`` are those of `Objective`.
     ``held_out`` bounds the samples kept out of training; they are looked at ``checks`` times, and the run
-    ends early when ``patience`` looks in a row were no better than the run's best.
+    ends early when ``patience`` looks in a row came no further, neither in agreement nor in divergence.
 
     Raises UsageError for values that make no sense.
     """
@@ -112,8 +112,9 @@ TOLERANCE = 2.0
 class Finetuned:
     """The trained model, its course, and whether training was kept.
 
-    ``start`` is the look before the first step, ``best`` the one whose weights are returned. Where nothing later was better, ``kept`` is False,
-    ``model`` has the weights of the start, and ``reason`` says so.
+    ``start`` is the look before the first step, ``best`` the one whose weights are returned. Where
+    nothing later was better, ``kept`` is False, ``model`` has the weights of the start, and ``reason``
+    says so.
     """
 
     model: onnx.ModelProto
