@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from onnxprune.errors import BudgetError, ModelError, UsageError
 from onnxprune.evaluate.gates import drop_gate
 from onnxprune.evaluate.metrics import Evaluation, evaluate_against
 from onnxprune.evaluate.preprocess import record_preprocess
-from onnxprune.goals import Original, macs_goal, plan_for
+from onnxprune.goals import SEARCH_STEPS, Original, macs_goal, plan_for
 from onnxprune.graph.analysis import analyze_graph
 from onnxprune.graph.apply import apply
 from onnxprune.graph.check import verify
@@ -58,9 +59,6 @@ __all__ = [
     "is_main_process",
     "select",
 ]
-
-SEARCH_STEPS = 6
-"""Bisection steps of the search for the smallest model within ``max_drop``."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +253,7 @@ class _Run:
         if self.config.verify:
             with self.clock("verify"):
                 verify(self.graph, plan, pruned, seed=self.config.seed)
-        if self.config.dry_run:
+        if self.config.dry_run and self.config.max_drop is None:
             return _Candidate(plan, pruned, None, ())
         recovered, fits = self._recovered(plan, pruned)
         tuning = None
@@ -298,9 +296,8 @@ class _Run:
         if self.data.evaluation is None:
             return _Candidate(plan, model, None, fits)
         with self.clock("evaluate"):
-            options = {"provider": self.config.provider, "threads": self.config.threads}
-            reference = open_session(self.source.model, **options)  # type: ignore[arg-type]  # mixed keyword types
-            session = open_session(model, **options)  # type: ignore[arg-type]
+            start = partial(open_session, provider=self.config.provider, threads=self.config.threads)
+            reference, session = start(self.source.model), start(model)
             judged = labelled(self.data.evaluation, reference, self.progress)
             result = evaluate_against(session, reference, judged, progress=self.progress)
         return _Candidate(plan, model, result, fits)

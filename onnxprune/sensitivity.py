@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from onnxprune.calibration import labelled, open_calibration
 from onnxprune.config import CompressConfig
@@ -48,18 +49,19 @@ def analyze(config: CompressConfig, *, progress: Progress | None = None) -> Anal
     graph = analyze_graph(source.model)
     data = open_calibration(source.model, config, progress)
     groups = chosen_groups(graph, config.keep, config.only)
-    options = {"provider": config.provider, "threads": config.threads}
+    start_session = partial(open_session, provider=config.provider, threads=config.threads)
     statistics = collect_statistics(
         graph,
         data.samples,
         data.classes,
         seed=config.seed,
         progress=progress,
-        **options,  # type: ignore[arg-type]
+        provider=config.provider,
+        threads=config.threads,
     )
     rankings = rank(graph, groups, config.method, statistics=statistics, seed=config.seed)
     profiled = time.perf_counter()
-    reference = open_session(source.model, **options)  # type: ignore[arg-type]
+    reference = start_session(source.model)
     judged = labelled(data.evaluation or data.samples, reference, progress)
     judged = judged.subset(range(min(SAMPLES, len(judged)))).in_memory()
     curves, metrics = [], {}
@@ -70,7 +72,7 @@ def analyze(config: CompressConfig, *, progress: Progress | None = None) -> Anal
                 keep = keep_all(graph).keep.copy()
                 count = min(len(ranking.order) - 1, round(share * len(ranking.order)))
                 keep[ranking.group.units[ranking.order[:count]]] = False
-                session = open_session(rewrite(graph, Plan(keep)), **options)  # type: ignore[arg-type]
+                session = start_session(rewrite(graph, Plan(keep)))
                 result = evaluate_against(session, reference, judged)
                 metrics = metric_values(result.reference_metrics)
                 if result.fidelity is not None:
