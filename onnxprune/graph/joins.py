@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -13,8 +14,24 @@ from onnxprune.graph.weights import Affine, Constants, affine_step
 
 
 @dataclass(frozen=True)
+class Clip:
+    """The interval to which every reader of a tensor clips it: (0, infinity) in front of a ReLU.
+
+    Beyond it, values differ without any effect.
+    """
+
+    lower: float = -math.inf
+    upper: float = math.inf
+
+    @property
+    def clips(self) -> bool:
+        """Whether there are values beyond the interval."""
+        return self.lower > -math.inf or self.upper < math.inf
+
+
+@dataclass(frozen=True)
 class Target:
-    """The tensor at which a layer's output should equal the original's.
+    """The tensor at which a layer's output should equal the original's, within ``clip``.
 
     ``affine`` leads from the layer's output to it. At a residual join, ``tensor`` is the join's
     output and ``shortcut`` the tensor that it adds; else ``shortcut`` is None.
@@ -23,6 +40,7 @@ class Target:
     tensor: str
     affine: Affine
     shortcut: str | None = None
+    clip: Clip = Clip()
 
 
 class Targets:
@@ -62,9 +80,18 @@ class Targets:
                 continue
             shortcut = self._shortcut(node, tensor, self._number[layer.output])
             if shortcut is not None:
-                return Target(node.output[0], affine, shortcut)
+                return Target(node.output[0], affine, shortcut, self._clip(node.output[0]))
             break
-        return Target(tensor, affine)
+        return Target(tensor, affine, clip=self._clip(tensor))
+
+    def _clip(self, tensor: str) -> Clip:
+        """The smallest interval that holds all that the readers of ``tensor`` see of it."""
+        if tensor in self._outputs:
+            return Clip()
+        clips = [_clip_of(self._constants, node, tensor) for node in self._readers[tensor]]
+        if not clips:
+            return Clip()
+        return Clip(min(clip.lower for clip in clips), max(clip.upper for clip in clips))
 
     def _shortcut(self, node: onnx.NodeProto, tensor: str, number: int) -> str | None:
         if node.op_type not in ("Add", "Sum") or len(node.input) != 2:
@@ -73,3 +100,28 @@ class Targets:
         shapes = self._graph.shapes
         joined = other not in self._constants and shapes.get(other) == shapes.get(tensor)
         return other if joined and other != tensor and self._latest.get(other, -1) < number else None
+
+
+def _clip_of(constants: Constants, node: onnx.NodeProto, tensor: str) -> Clip:
+    """The interval that matters to one reader."""
+    given = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+    if tensor in node.input[1:] or tensor not in node.input:
+        return Clip()
+    match node.op_type:
+        case "Relu":
+            return Clip(lower=0.0)
+        case "Clip":
+            bounds = [given.get("min", -math.inf), given.get("max", math.inf)]
+            for index, name in enumerate(node.input[1:3]):
+                if name:
+                    if name not in constants:
+                        return Clip()
+                    bounds[index] = constants.read(name).item()
+            return Clip(*map(float, bounds))
+        case "HardSwish":
+            return Clip(lower=-3.0)
+        case "HardSigmoid":
+            alpha, beta = given.get("alpha", 0.2), given.get("beta", 0.5)
+            return Clip(-beta / alpha, (1.0 - beta) / alpha) if alpha > 0 else Clip()
+        case _:
+            return Clip()

@@ -2,7 +2,7 @@
 
 In graph order, every layer behind the first removal is regressed on the pruned model's actual
 inputs, towards what the original gives: its output, or at a residual join the original's join
-minus the pruned model's shortcut (METHOD section 5).
+minus the pruned model's shortcut (METHOD section 5), as far as the activation behind lets it be seen.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ from onnxprune.graph.weights import (
 from onnxprune.profile.geometry import Geometry, choose_positions, layer_geometry
 from onnxprune.profile.session import open_session
 from onnxprune.progress import Progress
+from onnxprune.recover.clipped import fit_clipped
 from onnxprune.recover.fit import Sums, fit_matrix
+from onnxprune.recover.rows import Response, Rows
 from onnxprune.recover.walker import Walker
 
 ROWS = (8_192, 65_536)
@@ -43,6 +45,9 @@ ROWS = (8_192, 65_536)
 
 ROWS_PER_COLUMN = 64
 """Rows aimed at for each column of a layer's rows, between those bounds."""
+
+_ROW_BYTES = 1 << 30
+"""Most bytes of rows and targets held for a layer."""
 
 HELD_OUT = 5
 """Every fifth sample helps to choose the ridge and decides whether a fit is kept."""
@@ -197,16 +202,15 @@ class _Run:
         if constant:
             bias = read_bias(self.constants, small, len(stays.nonzero()[0]))
             matrix = np.concatenate([matrix, bias.reshape(small.groups, 1, -1)], axis=1)
-        fit, held_out = self._sums(problem, (small.groups, *matrix.shape[1:]))
-        device = fit.rows_rows.device
-        importance = np.where(affine.dead, 0.0, affine.scale**2).reshape(small.groups, -1)
-        result = fit_matrix(
-            fit,
-            held_out,
-            torch.from_numpy(matrix).to(device),
-            constant=constant,
-            weights=torch.from_numpy(importance).to(device),
-        )
+        shape = (small.groups, matrix.shape[1], matrix.shape[2])
+        response = problem.response(self.changed.device)
+        old = torch.from_numpy(matrix).to(self.changed.device)
+        fit, held_out = self._rows(problem, shape)
+        sums, held_sums = response.sums(fit, shape), response.sums(held_out, shape)
+        importance = torch.where(response.dead, 0.0, response.scale.square())
+        result = fit_matrix(sums, held_sums, old, constant=constant, weights=importance)
+        if target.clip.clips:
+            result = fit_clipped(response, (fit, sums), (held_out, held_sums), old, result, constant=constant)
         if result.helps:
             self._write(problem, matrix, result.matrix.cpu().numpy())
         return LayerFit(
@@ -215,49 +219,53 @@ class _Run:
             result.error_after,
             result.ridge,
             result.helps,
-            "" if result.helps else _why_not(held_out),
+            "" if result.helps else _why_not(held_sums),
         )
 
-    def _sums(self, problem: _Problem, shape: tuple[int, int, int]) -> tuple[Sums, Sums]:
-        """Stream rows of the pruned model and targets of the original: (for fitting, held out).
+    def _rows(self, problem: _Problem, shape: tuple[int, int, int]) -> tuple[list[Rows], list[Rows]]:
+        """Rows of the pruned model with what the original gives for them: (for fitting, held out).
 
-        At a join the target is mapped back through the affine map: (join - shortcut - shift) / scale.
         ``shape`` is that of the matrix to fit: (groups, d, outputs).
         """
         layer, geometry, target = problem.layer, problem.geometry, problem.target
         device = self.changed.device
         groups, size, outputs = shape
-        both = [Sums.zeros(groups, size, outputs, device) for _ in range(2)]
-        wanted = target.tensor if target.shortcut else layer.output
         sources = [layer.input, *([target.shortcut] if target.shortcut else [])]
-        step = min(self.original.batch_size([wanted]), self.changed.batch_size(sources))
-        rows = min(ROWS[1], max(ROWS[0], ROWS_PER_COLUMN * size))
+        step = min(self.original.batch_size([target.tensor]), self.changed.batch_size(sources))
+        rows = min(
+            ROWS[1], max(ROWS[0], ROWS_PER_COLUMN * size), _ROW_BYTES // (4 * groups * (size + 2 * outputs))
+        )
         kept = problem.stays.nonzero()[:, 0].to(device)
-        streams = zip(self.changed.stream(sources, step), self.original.stream([wanted], step), strict=True)
+        fit: list[Rows] = []
+        held_out: list[Rows] = []
+        streams = zip(
+            self.changed.stream(sources, step), self.original.stream([target.tensor], step), strict=True
+        )
         for (samples, actual), (_, true) in streams:
             source = actual[layer.input].to(device)
-            positions = geometry.positions(source.shape)
-            chosen = choose_positions(positions, self.changed.samples, rows, self.generator)
-            goal = geometry.targets(true[wanted].to(device).index_select(layer.channel_axis, kept), chosen)
-            if target.shortcut:
-                goal = problem.before_join(
-                    goal - geometry.targets(actual[target.shortcut].to(device), chosen)
-                )
-            columns = geometry.rows(source, chosen)
+            chosen = choose_positions(
+                geometry.positions(source.shape), self.changed.samples, rows, self.generator
+            )
+
+            def at(values: Tensor, chosen: Tensor = chosen) -> Tensor:
+                return geometry.targets(values.to(device), chosen)
+
+            goal = at(true[target.tensor].to(device).index_select(layer.channel_axis, kept))
+            inputs = geometry.rows(source, chosen)
             if problem.constant:
-                columns = torch.cat([columns, columns.new_ones(*columns.shape[:-1], 1)], dim=-1)
+                inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:-1], 1)], dim=-1)
+            found = Rows(inputs, goal, at(actual[target.shortcut]) if target.shortcut else None)
             count = samples.stop - samples.start
-            number = samples.start + torch.arange(len(columns), device=device) * count // len(columns)
+            number = samples.start + torch.arange(len(inputs), device=device) * count // len(inputs)
             held = number % HELD_OUT == HELD_OUT - 1
-            both[0].add(columns[~held], goal[~held])
-            both[1].add(columns[held], goal[held])
-        return both[0], both[1]
+            fit.append(found.select(~held))
+            held_out.append(found.select(held))
+        return fit, held_out
 
     def _write(self, problem: _Problem, old: FloatArray, new: FloatArray) -> None:
         """Write the fitted matrix, and the change of its constant, leaving out channels without effect."""
         layer, affine = problem.layer, problem.affine
-        if problem.target.shortcut:
-            new = np.where(affine.dead.reshape(layer.groups, 1, -1), old, new)
+        new = np.where(affine.dead.reshape(layer.groups, 1, -1), old, new)
         write_matrix(self.constants, layer, new[:, :-1] if problem.constant else new)
         if problem.constant:
             add_shift(self.constants, layer, affine, (new[:, -1] - old[:, -1]).reshape(-1))
@@ -278,11 +286,17 @@ class _Problem:
     stays: Tensor
     constant: bool
 
-    def before_join(self, rows: Tensor) -> Tensor:
-        """Rows (r, G, O) at the join mapped back to the layer's output: (rows - shift) / scale."""
-        scale = torch.from_numpy(np.where(self.affine.dead, 1.0, self.affine.scale)).to(rows)
-        shift = torch.from_numpy(self.affine.shift).to(rows)
-        return ((rows.flatten(1) - shift) / scale).view_as(rows)
+    def response(self, device: torch.device) -> Response:
+        """How the layer's output becomes its target, in single precision."""
+        groups = self.layer.groups
+
+        def shaped(values: npt.NDArray[np.generic]) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values).reshape(groups, -1)).to(device)
+
+        affine = self.affine
+        return Response(
+            shaped(affine.scale).float(), shaped(affine.shift).float(), shaped(affine.dead), self.target.clip
+        )
 
 
 def _why_not(held_out: Sums) -> str:

@@ -68,6 +68,41 @@ class Fit:
         return self.error_after < self.error_before
 
 
+class Ridge:
+    """Least squares on one Gram matrix with a ridge towards ``old`` (G, d, O), factored once.
+
+    ``strength`` is a share of the Gram matrix's mean diagonal. With ``constant`` the last row of the
+    matrix multiplies a column of ones and is not shrunk.
+    """
+
+    def __init__(self, sums: Sums, old: Tensor, strength: float, constant: bool) -> None:
+        """Factor the Gram matrix of ``sums``."""
+        self._count = max(1, sums.count)
+        self._old = old
+        left = sums.rows_rows / self._count
+        size = left.shape[-1]
+        penalised = size - 1 if constant else size
+        diagonal = left.diagonal(dim1=1, dim2=2)
+        # A floor keeps the matrix definite where inputs are dead (all zero behind a ReLU).
+        floor = 1e-10 * diagonal.mean(1) + 1e-30
+        shrink = torch.zeros_like(diagonal)
+        shrink[:, :penalised] = (strength * diagonal[:, :penalised].mean(1) + floor)[:, None]
+        self._left = left + torch.diag_embed(shrink)
+        self._pull = shrink[:, :, None] * old
+        factor, failed = torch.linalg.cholesky_ex(self._left)
+        self._factor = None if failed.any() else factor
+
+    def solve(self, rows_targets: Tensor) -> Tensor:
+        """The matrix for the sums ``rows_targets``, both (G, d, O); the old one where they aren't finite."""
+        right = rows_targets / self._count + self._pull
+        if self._factor is not None:
+            return torch.cholesky_solve(right, self._factor)
+        if not (self._left.isfinite().all() and right.isfinite().all()):
+            return self._old
+        solution: Tensor = torch.linalg.lstsq(self._left, right).solution
+        return solution
+
+
 def fit_matrix(
     fit: Sums, held_out: Sums, old: Tensor, *, constant: bool, weights: Tensor | None = None
 ) -> Fit:
@@ -81,26 +116,8 @@ def fit_matrix(
         each = held_out.error(matrix)
         return float((each if weights is None else each * weights).sum())
 
-    after, ridge = min((error(_solve(fit, old, ridge, constant)), ridge) for ridge in RIDGES)
-    return Fit(_solve(fit.plus(held_out), old, ridge, constant), ridge, error(old), after)
+    def solve(sums: Sums, strength: float) -> Tensor:
+        return Ridge(sums, old, strength, constant).solve(sums.rows_targets)
 
-
-def _solve(sums: Sums, old: Tensor, ridge: float, constant: bool) -> Tensor:
-    count = max(1, sums.count)
-    left = sums.rows_rows / count
-    size = left.shape[-1]
-    penalised = size - 1 if constant else size
-    diagonal = left.diagonal(dim1=1, dim2=2)
-    # A floor keeps the matrix definite where inputs are dead (all zero behind a ReLU).
-    strength = ridge * diagonal[:, :penalised].mean(1) + 1e-10 * diagonal.mean(1) + 1e-30
-    shrink = torch.zeros_like(diagonal)
-    shrink[:, :penalised] = strength[:, None]
-    left = left + torch.diag_embed(shrink)
-    right = sums.rows_targets / count + shrink[:, :, None] * old
-    factor, failed = torch.linalg.cholesky_ex(left)
-    if not failed.any():
-        return torch.cholesky_solve(right, factor)
-    if not (left.isfinite().all() and right.isfinite().all()):
-        return old
-    solution: Tensor = torch.linalg.lstsq(left, right).solution
-    return solution
+    after, ridge = min((error(solve(fit, strength)), strength) for strength in RIDGES)
+    return Fit(solve(fit.plus(held_out), ridge), ridge, error(old), after)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import pytest
 
 from onnxprune.graph.analysis import analyze_graph
-from onnxprune.graph.joins import Target, Targets
+from onnxprune.graph.joins import Clip, Target, Targets
 from onnxprune.graph.structure import PruningGraph
 from tests.model_builder import Builder
 from tests.plain import samples, tap
@@ -182,3 +183,54 @@ def test_an_operand_that_follows_from_the_layer_is_no_shortcut() -> None:
     z = b.batch_norm(y)
     graph = analyze_graph(b.model(b.relu(b.like("Add", z, b.like("Sigmoid", z)))))
     assert targets(graph)[0].tensor == z
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "expected"),
+    (
+        ("Relu", {}, Clip(lower=0.0)),
+        ("HardSwish", {}, Clip(lower=-3.0)),
+        ("HardSigmoid", {"alpha": 0.25, "beta": 0.5}, Clip(-2.0, 2.0)),
+        ("Sigmoid", {}, Clip()),
+        ("Neg", {}, Clip()),
+    ),
+)
+def test_an_activation_shows_values_within_its_clip_alone(
+    op: str, attributes: dict[str, float], expected: Clip
+) -> None:
+    b = Builder()
+    x = b.conv(b.input((1, 3, 6, 6), dynamic=True), 4, 3)
+    y = b.shaped(b.node(op, [x], **attributes), *b.shapes[x])
+    graph = analyze_graph(b.model(b.conv(y, 2, 1)))
+    first, last = targets(graph)
+    assert first.clip == expected and not last.clip.clips
+    (inside,) = tap(graph, samples(graph, 2), [first.tensor]).values()
+    beyond = np.clip(inside, expected.lower, expected.upper)
+    assert (beyond != inside).any() == expected.clips
+
+
+def test_bounds_of_a_clip_are_its_inputs() -> None:
+    b = Builder()
+    x = b.conv(b.input((1, 3, 6, 6), dynamic=True), 4, 3)
+    low, high = (b.constant(np.array(value, np.float32)) for value in (-0.5, 1.5))
+    y = b.shaped(b.node("Clip", [x, low, high]), *b.shapes[x])
+    assert targets(analyze_graph(b.model(b.conv(y, 2, 1))))[0].clip == Clip(-0.5, 1.5)
+    y = b.shaped(b.node("Clip", [x, "", high]), *b.shapes[x])
+    assert targets(analyze_graph(b.model(b.conv(y, 2, 1))))[0].clip == Clip(upper=1.5)
+
+
+def test_several_readers_see_the_widest_interval() -> None:
+    b = Builder()
+    x = b.conv(b.input((1, 3, 6, 6), dynamic=True), 4, 3)
+    high = b.constant(np.array(6.0, np.float32))
+    low = b.constant(np.array(-1.0, np.float32))
+    y = b.like("Add", b.relu(x), b.shaped(b.node("Clip", [x, low, high]), *b.shapes[x]))
+    assert targets(analyze_graph(b.model(b.conv(y, 2, 1))))[0].clip == Clip(lower=-1.0)
+    y = b.like("Add", b.relu(x), x)
+    assert not targets(analyze_graph(b.model(b.conv(y, 2, 1))))[0].clip.clips
+
+
+def test_a_join_is_clipped_by_what_follows_it() -> None:
+    b, _, join = block(norm=True)
+    found = targets(analyze_graph(b.model(b.conv(b.relu(join), 2, 1))))
+    assert [target.clip for target in found] == [Clip(lower=0.0)] * 3 + [Clip()]

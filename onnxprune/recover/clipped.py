@@ -1,0 +1,50 @@
+"""Least squares behind an activation that clips: nothing is spent on values that nobody sees.
+
+Where the original is clipped (below zero, for a ReLU), any value beyond the bound is as good: what counts
+is the squared distance to the nearest value that looks like the original's. It is convex, and lies above
+the error behind the clip. Each step puts those nearest values in the goal's place and solves least
+squares, which never raises it (majorisation; compare Zhang et al., TPAMI 2016, section 3). Only the
+right-hand side changes, so the Gram matrix is factored once; Nesterov's extrapolation shortens the way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from onnxprune.recover.fit import Fit, Ridge, Sums
+from onnxprune.recover.rows import Response, Rows
+
+STEPS = 8
+
+
+def fit_clipped(
+    response: Response,
+    fit: tuple[Sequence[Rows], Sums],
+    held_out: tuple[Sequence[Rows], Sums],
+    old: Tensor,
+    linear: Fit,
+    *,
+    constant: bool,
+) -> Fit:
+    """Go on from a fit that ignored the clip, with its ridge; errors are those behind the clip.
+
+    ``fit`` and ``held_out`` are rows and their sums (see `Response.sums`). The steps are taken on the rows to
+    fit, the last one on all. ``linear`` stays where its error on the held-out rows is the smaller one.
+    """
+    (parts, sums), (held, held_sums) = fit, held_out
+    ridge = Ridge(sums, old, linear.ridge, constant)
+    start = matrix = point = ridge.solve(sums.rows_targets)
+    momentum = 1.0
+    for _ in range(STEPS):
+        after = ridge.solve(response.pulls(parts, point))
+        following = 0.5 * (1.0 + math.sqrt(1.0 + 4.0 * momentum**2))
+        point = after + (momentum - 1.0) / following * (after - matrix)
+        matrix, momentum = after, following
+    before, without, error = (response.error(held, entry) for entry in (old, start, matrix))
+    if without <= error:
+        return Fit(linear.matrix, linear.ridge, before, without)
+    ridge = Ridge(sums.plus(held_sums), old, linear.ridge, constant)
+    return Fit(ridge.solve(response.pulls([*parts, *held], matrix)), linear.ridge, before, error)

@@ -1,0 +1,85 @@
+"""What a layer's regression sees: rows of its inputs, and what should become of them at its target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onnxprune.graph.joins import Clip
+from onnxprune.recover.fit import Sums
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows: ``inputs`` (r, G, d), the original's values at the target (r, G, O), and the shortcut.
+
+    ``shortcut`` (r, G, O) is what the pruned model's join adds; None where there is no join.
+    """
+
+    inputs: Tensor
+    goal: Tensor
+    shortcut: Tensor | None
+
+    def select(self, chosen: Tensor) -> Rows:
+        """The rows that a mask (r,) names."""
+        shortcut = None if self.shortcut is None else self.shortcut[chosen]
+        return Rows(self.inputs[chosen], self.goal[chosen], shortcut)
+
+
+@dataclass(frozen=True)
+class Response:
+    """How a layer's output becomes its target: ``scale`` * output + ``shift`` + shortcut, then a clip.
+
+    ``scale`` and ``shift`` are (G, O); ``dead`` (G, O) masks channels whose scale is too small to
+    divide by, which count nowhere.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    dead: Tensor
+    clip: Clip
+
+    def at_target(self, rows: Rows, matrix: Tensor) -> Tensor:
+        """What the layer with ``matrix`` (G, d, O) gives at the target: (r, G, O)."""
+        output = (rows.inputs.transpose(0, 1) @ matrix.to(rows.inputs)).transpose(0, 1)
+        values = output * self.scale + self.shift
+        return values if rows.shortcut is None else values + rows.shortcut
+
+    def wanted(self, rows: Rows, goal: Tensor) -> Tensor:
+        """The layer's output (r, G, O) that would give ``goal`` at the target."""
+        rest = goal - self.shift if rows.shortcut is None else goal - self.shift - rows.shortcut
+        return rest / torch.where(self.dead, 1.0, self.scale)
+
+    def nearest(self, rows: Rows, values: Tensor) -> Tensor:
+        """The values at the target that nobody can tell from the original's, nearest to ``values``."""
+        goal, clip = rows.goal, self.clip
+        low, high = values.clamp(max=clip.lower), values.clamp(min=clip.upper)
+        return torch.where(goal <= clip.lower, low, torch.where(goal >= clip.upper, high, goal))
+
+    def error(self, parts: Sequence[Rows], matrix: Tensor) -> float:
+        """Mean squared error behind the clip, summed over channels; 0 without rows."""
+        total = torch.zeros((), dtype=torch.float64, device=self.scale.device)
+        lower, upper = self.clip.lower, self.clip.upper
+        for rows in parts:
+            seen = self.at_target(rows, matrix).clamp(lower, upper)
+            miss = (seen - rows.goal.clamp(lower, upper)).square().sum(0, dtype=torch.float64)
+            total += torch.where(self.dead, 0.0, miss).sum()
+        return float(total) / max(1, sum(len(rows.goal) for rows in parts))
+
+    def sums(self, parts: Sequence[Rows], shape: tuple[int, int, int]) -> Sums:
+        """Second moments of rows and of the outputs that would give the original's values exactly."""
+        sums = Sums.zeros(*shape, self.scale.device)
+        for rows in parts:
+            sums.add(rows.inputs, self.wanted(rows, rows.goal))
+        return sums
+
+    def pulls(self, parts: Sequence[Rows], matrix: Tensor) -> Tensor:
+        """Sums (G, d, O) of inputs times the outputs wanted next; see `nearest`, from ``matrix``'s values."""
+        total = torch.zeros_like(matrix, dtype=torch.float64)
+        for rows in parts:
+            wanted = self.wanted(rows, self.nearest(rows, self.at_target(rows, matrix)))
+            total += rows.inputs.permute(1, 2, 0) @ wanted.transpose(0, 1)
+        return total
