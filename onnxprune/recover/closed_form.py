@@ -207,7 +207,7 @@ class _Run:
         old = torch.from_numpy(matrix).to(self.changed.device)
         fit, held_out = self._rows(problem, shape)
         sums, held_sums = response.sums(fit, shape), response.sums(held_out, shape)
-        importance = torch.where(response.dead, 0.0, response.scale.square())
+        importance = torch.where(response.dead, 0.0, response.scale.square())[:, 0]
         result = fit_matrix(sums, held_sums, old, constant=constant, weights=importance)
         if target.clip.clips:
             result = fit_clipped(response, (fit, sums), (held_out, held_sums), old, result, constant=constant)
@@ -248,15 +248,15 @@ class _Run:
             )
 
             def at(values: Tensor, chosen: Tensor = chosen) -> Tensor:
-                return geometry.targets(values.to(device), chosen)
+                return geometry.targets(values.to(device), chosen).transpose(0, 1).contiguous()
 
             goal = at(true[target.tensor].to(device).index_select(layer.channel_axis, kept))
-            inputs = geometry.rows(source, chosen)
+            inputs = geometry.rows(source, chosen).transpose(0, 1)
             if problem.constant:
                 inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:-1], 1)], dim=-1)
-            found = Rows(inputs, goal, at(actual[target.shortcut]) if target.shortcut else None)
+            found = Rows(inputs.contiguous(), goal, at(actual[target.shortcut]) if target.shortcut else None)
             count = samples.stop - samples.start
-            number = samples.start + torch.arange(len(inputs), device=device) * count // len(inputs)
+            number = samples.start + torch.arange(inputs.shape[1], device=device) * count // inputs.shape[1]
             held = number % HELD_OUT == HELD_OUT - 1
             fit.append(found.select(~held))
             held_out.append(found.select(held))
@@ -291,7 +291,7 @@ class _Problem:
         groups = self.layer.groups
 
         def shaped(values: npt.NDArray[np.generic]) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(values).reshape(groups, -1)).to(device)
+            return torch.from_numpy(np.ascontiguousarray(values).reshape(groups, 1, -1)).to(device)
 
         affine = self.affine
         return Response(

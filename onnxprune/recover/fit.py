@@ -30,12 +30,11 @@ class Sums:
         return cls(zeros(groups, size, size), zeros(groups, size, outputs), zeros(groups, outputs))
 
     def add(self, rows: Tensor, targets: Tensor) -> None:
-        """Take rows (r, G, d) and targets (r, G, O); products are formed in single precision."""
-        left, right = rows.transpose(0, 1), targets.transpose(0, 1)
-        self.rows_rows += left.transpose(1, 2) @ left
-        self.rows_targets += left.transpose(1, 2) @ right
-        self.targets_targets += right.square().sum(1)
-        self.count += len(rows)
+        """Take rows (G, r, d) and targets (G, r, O); products are formed in their own precision."""
+        self.rows_rows += rows.transpose(1, 2) @ rows
+        self.rows_targets += rows.transpose(1, 2) @ targets
+        self.targets_targets += targets.square().sum(1)
+        self.count += rows.shape[1]
 
     def plus(self, other: Sums) -> Sums:
         """The sums over both sets of rows."""

@@ -14,26 +14,32 @@ from onnxprune.recover.fit import Sums
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows: ``inputs`` (r, G, d), the original's values at the target (r, G, O), and the shortcut.
+    """Some rows: ``inputs`` (G, r, d), the original's values at the target (G, r, O), and the shortcut.
 
-    ``shortcut`` (r, G, O) is what the pruned model's join adds; None where there is no join.
+    ``shortcut`` (G, r, O) is what the pruned model's join adds; None where there is no join. Group by
+    group, so that products need no copies.
     """
 
     inputs: Tensor
     goal: Tensor
     shortcut: Tensor | None
 
+    @property
+    def count(self) -> int:
+        """Their number r."""
+        return self.inputs.shape[1]
+
     def select(self, chosen: Tensor) -> Rows:
         """The rows that a mask (r,) names."""
-        shortcut = None if self.shortcut is None else self.shortcut[chosen]
-        return Rows(self.inputs[chosen], self.goal[chosen], shortcut)
+        shortcut = None if self.shortcut is None else self.shortcut[:, chosen]
+        return Rows(self.inputs[:, chosen], self.goal[:, chosen], shortcut)
 
 
 @dataclass(frozen=True)
 class Response:
     """How a layer's output becomes its target: ``scale`` * output + ``shift`` + shortcut, then a clip.
 
-    ``scale`` and ``shift`` are (G, O); ``dead`` (G, O) masks channels whose scale is too small to
+    ``scale`` and ``shift`` are (G, 1, O); ``dead`` (G, 1, O) masks channels whose scale is too small to
     divide by, which count nowhere.
     """
 
@@ -43,13 +49,12 @@ class Response:
     clip: Clip
 
     def at_target(self, rows: Rows, matrix: Tensor) -> Tensor:
-        """What the layer with ``matrix`` (G, d, O) gives at the target: (r, G, O)."""
-        output = (rows.inputs.transpose(0, 1) @ matrix.to(rows.inputs)).transpose(0, 1)
-        values = output * self.scale + self.shift
+        """What the layer with ``matrix`` (G, d, O) gives at the target: (G, r, O)."""
+        values = rows.inputs @ matrix.to(rows.inputs) * self.scale + self.shift
         return values if rows.shortcut is None else values + rows.shortcut
 
     def wanted(self, rows: Rows, goal: Tensor) -> Tensor:
-        """The layer's output (r, G, O) that would give ``goal`` at the target."""
+        """The layer's output (G, r, O) that would give ``goal`` at the target."""
         rest = goal - self.shift if rows.shortcut is None else goal - self.shift - rows.shortcut
         return rest / torch.where(self.dead, 1.0, self.scale)
 
@@ -65,9 +70,9 @@ class Response:
         lower, upper = self.clip.lower, self.clip.upper
         for rows in parts:
             seen = self.at_target(rows, matrix).clamp(lower, upper)
-            miss = (seen - rows.goal.clamp(lower, upper)).square().sum(0, dtype=torch.float64)
+            miss = (seen - rows.goal.clamp(lower, upper)).square().sum(1, keepdim=True, dtype=torch.float64)
             total += torch.where(self.dead, 0.0, miss).sum()
-        return float(total) / max(1, sum(len(rows.goal) for rows in parts))
+        return float(total) / max(1, sum(rows.count for rows in parts))
 
     def sums(self, parts: Sequence[Rows], shape: tuple[int, int, int]) -> Sums:
         """Second moments of rows and of the outputs that would give the original's values exactly."""
@@ -81,5 +86,5 @@ class Response:
         total = torch.zeros_like(matrix, dtype=torch.float64)
         for rows in parts:
             wanted = self.wanted(rows, self.nearest(rows, self.at_target(rows, matrix)))
-            total += rows.inputs.permute(1, 2, 0) @ wanted.transpose(0, 1)
+            total += rows.inputs.transpose(1, 2) @ wanted
         return total

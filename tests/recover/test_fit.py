@@ -24,7 +24,7 @@ def make(
 def sums(x: Array, y: Array) -> Sums:
     total = Sums.zeros(x.shape[1], x.shape[2], y.shape[2], torch.device("cpu"))
     for part in np.array_split(np.arange(len(x)), 3):
-        total.add(torch.from_numpy(x[part]), torch.from_numpy(y[part]))
+        total.add(*(torch.from_numpy(value[part]).transpose(0, 1) for value in (x, y)))
     return total
 
 
