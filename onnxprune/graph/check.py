@@ -15,9 +15,9 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError, OnnxPruneError, VerificationError
+from onnxprune.graph.edits import attribute
 from onnxprune.graph.kept import Kept
 from onnxprune.graph.plan import Plan, validate
-from onnxprune.graph.resize import attribute
 from onnxprune.graph.shapes import skeleton
 from onnxprune.graph.structure import PruningGraph
 from onnxprune.io.limits import INLINE_LIMIT, weight_bytes
@@ -38,8 +38,8 @@ def masked(graph: PruningGraph, plan: Plan) -> onnx.ModelProto:
     """The whole model, with the channels that ``plan`` removes multiplied by 0 wherever they are summed.
 
     A Mul with a 0/1 mask is put in front of every input of a Conv, ConvTranspose, Gemm or MatMul
-    whose contracted axis holds removed units. Nothing else changes, so no rule of the analysis or
-    of the rewriting has a part in it.
+    whose contracted axis holds removed units, and of an LRN, which sums over neighbouring channels.
+    Nothing else changes, so no rule of the analysis or of the rewriting has a part in it.
     """
     validate(graph, plan)
     kept = Kept(graph, plan)
@@ -124,7 +124,7 @@ def contracted_axes(node: onnx.NodeProto, kept: Kept) -> Iterator[tuple[int, int
     if node.op_type == "Conv":
         if kept.shape(node.input[1])[1] > 1 or attribute(node, "group", 1) == 1:  # else depthwise: no sum
             yield 0, 1
-    elif node.op_type == "ConvTranspose":
+    elif node.op_type in ("ConvTranspose", "LRN"):
         yield 0, 1
     elif node.op_type == "Gemm":
         yield 0, 0 if attribute(node, "transA", 0) else 1

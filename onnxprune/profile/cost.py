@@ -15,9 +15,9 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from onnxprune.errors import ModelError
+from onnxprune.graph.edits import Array, attribute
 from onnxprune.graph.plan import kept_indices
 from onnxprune.graph.prepare import initializer_origin, prepare
-from onnxprune.graph.resize import Array, attribute
 from onnxprune.graph.shapes import infer_concrete
 from onnxprune.graph.structure import BoolArray, IntArray, PruningGraph
 from onnxprune.io.share import equal_values, shared_initializers

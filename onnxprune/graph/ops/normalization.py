@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxprune.graph.labels import Labels
+from onnxprune.graph.labels import Labels, other_axes
 from onnxprune.graph.ops.context import Context
 from onnxprune.graph.ops.elementwise import meet
 from onnxprune.graph.ops.registry import NoRule, rule
@@ -60,6 +60,18 @@ def group_normalization(ctx: Context) -> None:
         merged = ctx.uniform(by_group, [1], "it normalises over channels").full()
         labels = Labels.along(labels.shape, 1, merged.reshape(-1))
     ctx.emit(0, scale_channels(ctx, labels, (1, 2)))
+
+
+@rule("LRN")
+def local_response_normalization(ctx: Context) -> None:
+    """Each channel is divided by a sum over its neighbours on axis 1; those that go add nothing to it.
+
+    Rewriting keeps the distances between the channels that stay, see `respace`.
+    """
+    labels = ctx.labels(0)
+    if 1 in labels.varying:
+        labels = ctx.uniform(labels, other_axes(len(labels.shape), [1]), "its positions carry channels")
+    ctx.emit(0, labels)
 
 
 @rule("LayerNormalization", "RMSNormalization")
