@@ -10,7 +10,14 @@ Dim = int | str
 _SMALL = 1024
 """Initializers of at most this many elements take part in shape inference by value."""
 
-_LIKE_INPUT = frozenset({"GroupNormalization"})
+_LIKE_INPUT = frozenset(
+    {
+        ("", "GroupNormalization"),
+        ("com.microsoft", "DequantizeLinear"),
+        ("com.microsoft", "QuantizeLinear"),
+    }
+)
+"""Ops that onnx has no inference for, though their output has the shape of their first input."""
 
 
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -49,10 +56,9 @@ def infer_bare(bare: onnx.ModelProto) -> dict[str, tuple[Dim, ...]]:
     changed = onnx.ModelProto()
     changed.CopyFrom(bare)
     for node in changed.graph.node:
-        if node.op_type in _LIKE_INPUT and node.domain in ("", "ai.onnx"):
-            # onnx can't infer these, though they keep their input's shape.
-            node.op_type = "Identity"
-            del node.input[1:], node.attribute[:]
+        if ("" if node.domain == "ai.onnx" else node.domain, node.op_type) in _LIKE_INPUT:
+            node.op_type, node.domain = "Identity", ""
+            del node.input[1:], node.output[1:], node.attribute[:]
     try:
         inferred = shape_inference.infer_shapes(changed, check_type=False, strict_mode=False, data_prop=True)
     except Exception:  # onnx raises several unrelated types; without shapes everything is pinned, not wrong

@@ -11,26 +11,45 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from onnxprune.graph.stored import along_axis, evaluate_stored, stored_constants
 from onnxprune.graph.structure import Layer
 
 FloatArray = npt.NDArray[np.float64]
 
 
 class Constants:
-    """The initializers of one model, by name: read as arrays, replaced in place."""
+    """The constants of one model, by name: read as arrays, replaced in place.
+
+    A constant that is stored quantized is read as what it stands for, and written on the same scale.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        """Index the initializers of ``model``; `write` changes this model."""
+        """Index the constants of ``model``; `write` changes this model."""
         self.model = model
         self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._stored = stored_constants(model.graph)
         self._nodes = {node.name: node for node in model.graph.node}
 
     def __contains__(self, name: str) -> bool:
-        """Whether an initializer has that name."""
-        return name in self._tensors
+        """Whether a constant has that name."""
+        return name in self._tensors or name in self._stored
+
+    def writable(self, name: str) -> bool:
+        """Whether the constant can be replaced: it is an initializer, or stored as 8 bits or more."""
+        if name not in self._stored:
+            return name in self._tensors
+        source = self._stored[name].input[0]
+        return source in self._stored or np.issubdtype(self.read(source).dtype, np.integer)
+
+    def quantized(self, name: str) -> bool:
+        """Whether the constant is stored quantized."""
+        return name in self._stored
 
     def read(self, name: str) -> npt.NDArray[Any]:
-        """The array of an initializer."""
+        """The array of a constant."""
+        if name in self._stored:
+            node = self._stored[name]
+            return evaluate_stored(node, [self.read(given) for given in node.input if given])
         return numpy_helper.to_array(self._tensors[name])
 
     def node(self, name: str) -> onnx.NodeProto:
@@ -38,10 +57,38 @@ class Constants:
         return self._nodes[name]
 
     def write(self, name: str, value: npt.NDArray[Any]) -> None:
-        """Replace an initializer's values, keeping its type."""
+        """Replace a constant's values, keeping the type (and the scale) that it is stored in."""
+        if name in self._stored:
+            node = self._stored[name]
+            source = node.input[0]
+            keeps = node.op_type == "QuantizeLinear" or source in self._stored
+            return self.write(source, value if keeps else self._levels(node, value))
         tensor = self._tensors[name]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value.astype(dtype)), name))
+
+    def rounded(self, name: str, value: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """What `read` would give after `write`, for a constant that is stored quantized."""
+        node = self._stored.get(name)
+        if node is None:
+            return value
+        if node.op_type == "QuantizeLinear":
+            inner = value.astype(np.float32)
+        elif node.input[0] in self._stored:
+            inner = self.rounded(node.input[0], value)
+        else:
+            inner = self._levels(node, value)
+        return evaluate_stored(node, [inner, *(self.read(given) for given in node.input[1:] if given)])
+
+    def _levels(self, node: onnx.NodeProto, value: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The levels that a DequantizeLinear comes nearest to ``value`` with."""
+        kind = self._tensors[node.input[0]].data_type
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+        parameters = [self.read(given).astype(np.float64) for given in node.input[1:] if given]
+        scale, *zero = (along_axis(node, parameter, value.ndim) for parameter in parameters)
+        limits = np.iinfo(dtype)
+        levels = np.rint(value / scale) + (zero[0] if zero else 0)
+        return np.asarray(levels.clip(limits.min, limits.max).astype(dtype))
 
     def free_name(self, wanted: str) -> str:
         """``wanted``, or a name like it that no tensor of the graph has."""
@@ -93,7 +140,21 @@ def read_matrix(constants: Constants, layer: Layer) -> FloatArray:
     d runs over a group's input channels, then kernel positions; those of a ConvTranspose are
     mirrored, as `Geometry` reads it as a Conv of a widened input. Gemm: ``alpha`` is included.
     """
-    weight = constants.read(layer.weight).astype(np.float64)
+    return _as_matrix(constants, layer, constants.read(layer.weight))
+
+
+def write_matrix(constants: Constants, layer: Layer, matrix: FloatArray) -> None:
+    """Store ``matrix`` (groups, d, C_out / groups) as the layer's weights; inverse of `read_matrix`."""
+    constants.write(layer.weight, _as_weight(constants, layer, matrix))
+
+
+def rounded_matrix(constants: Constants, layer: Layer, matrix: FloatArray) -> FloatArray:
+    """What `read_matrix` would give after `write_matrix`, up to the floats' precision."""
+    return _as_matrix(constants, layer, constants.rounded(layer.weight, _as_weight(constants, layer, matrix)))
+
+
+def _as_matrix(constants: Constants, layer: Layer, weight: npt.NDArray[Any]) -> FloatArray:
+    weight = weight.astype(np.float64)
     if layer.op == "Conv":
         return weight.reshape(layer.groups, weight.shape[0] // layer.groups, -1).transpose(0, 2, 1)
     if layer.op == "ConvTranspose":
@@ -104,8 +165,7 @@ def read_matrix(constants: Constants, layer: Layer) -> FloatArray:
     return np.asarray(matrix[None] * _attribute(constants.node(layer.name), "alpha", 1.0))
 
 
-def write_matrix(constants: Constants, layer: Layer, matrix: FloatArray) -> None:
-    """Store ``matrix`` (groups, d, C_out / groups) as the layer's weights; inverse of `read_matrix`."""
+def _as_weight(constants: Constants, layer: Layer, matrix: FloatArray) -> FloatArray:
     shape = constants.read(layer.weight).shape
     if layer.op == "Conv":
         weight = matrix.transpose(0, 2, 1)
@@ -115,7 +175,7 @@ def write_matrix(constants: Constants, layer: Layer, matrix: FloatArray) -> None
     else:
         flat = matrix[0] / _attribute(constants.node(layer.name), "alpha", 1.0)
         weight = flat if layer.weight_in_axis < layer.weight_out_axis else flat.T
-    constants.write(layer.weight, weight.reshape(shape))
+    return weight.reshape(shape)
 
 
 def read_bias(constants: Constants, layer: Layer, channels: int) -> FloatArray:
@@ -137,11 +197,13 @@ def can_shift(constants: Constants, layer: Layer, affine: Affine, *, new_bias: b
         name = node.input[2]
         shape = constants.read(name).shape if name in constants else ()
         grows = math.prod(shape) < len(layer.out_units)
-        single = name in constants and math.prod(shape[:-1]) == 1
+        single = constants.writable(name) and math.prod(shape[:-1]) == 1
         return single and _beta(node) != 0 and (new_bias or not grows)
     if _shift_place(constants, affine) is not None:
         return True
-    return new_bias and layer.op != "MatMul" and _beta(node) != 0
+    # A float beside quantized weights would keep runtimes from computing the layer in integers.
+    can_grow = new_bias and not constants.quantized(layer.weight)
+    return can_grow and layer.op != "MatMul" and _beta(node) != 0
 
 
 def add_shift(constants: Constants, layer: Layer, affine: Affine, shift: FloatArray) -> None:
@@ -230,7 +292,7 @@ def _shift_place(constants: Constants, affine: Affine) -> tuple[str, int] | None
         }.get(node.op_type, [])
         for position, sign in places:
             given = node.input[position]
-            if given in constants and constants.read(given).size == len(affine.scale):
+            if constants.writable(given) and constants.read(given).size == len(affine.scale):
                 return given, sign
         return None
     return None

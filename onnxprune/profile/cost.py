@@ -19,6 +19,7 @@ from onnxprune.graph.edits import Array, attribute
 from onnxprune.graph.plan import kept_indices
 from onnxprune.graph.prepare import initializer_origin, prepare
 from onnxprune.graph.shapes import infer_concrete
+from onnxprune.graph.stored import is_quantizer, stored_constants
 from onnxprune.graph.structure import BoolArray, IntArray, PruningGraph
 from onnxprune.io.share import equal_values, shared_initializers
 from onnxprune.profile.products import FloatArray, Products, ProductsBuilder
@@ -78,14 +79,14 @@ class CostModel:
     def of(cls, graph: PruningGraph) -> CostModel:
         """The cost model of an analysed graph."""
         macs, params = ProductsBuilder(graph.axes), ProductsBuilder(graph.axes)
-        readers = {name: node.name for node in graph.model.graph.node for name in node.input}
+        readers = _readers(graph.model.graph)
         for node in graph.model.graph.node:
             factors = _macs_factors(node, graph.shapes)
             if factors is not None:
                 macs.add(node.name, node.op_type, _sized(factors, graph.shapes))
         clones = _Clones.of(graph)
-        for tensor in graph.model.graph.initializer:
-            if _is_weight(tensor) and tensor.name not in clones.merged:
+        for tensor in _weights(graph.model):
+            if tensor.name not in clones.merged:
                 sizes = [(tensor.name, axis, int(dim)) for axis, dim in enumerate(tensor.dims)]
                 params.add(readers.get(tensor.name, ""), "", sizes)
         return cls(graph.unit_count, macs.build(), params.build(), clones)
@@ -144,8 +145,8 @@ class _Clones:
         families: dict[str, list[TensorProto]] = {}
         inputs = {value.name for value in graph.model.graph.input}
         names = {tensor.name for tensor in graph.model.graph.initializer}
-        for tensor in graph.model.graph.initializer:
-            if _is_weight(tensor) and tensor.name not in inputs:
+        for tensor in _weights(graph.model):
+            if tensor.name not in inputs:
                 families.setdefault(initializer_origin(tensor.name, names), []).append(tensor)
         several: list[tuple[TensorProto, ...]] = []
         for family in families.values():
@@ -188,8 +189,23 @@ def _same_axes(graph: PruningGraph, one: TensorProto, other: TensorProto) -> boo
     return all(a is b or (a is not None and b is not None and np.array_equal(a, b)) for a, b in pairs)
 
 
-def _is_weight(tensor: TensorProto) -> bool:
-    return tensor.data_type in _FLOATS and len(tensor.dims) > 0
+def _weights(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Constants with an axis that are floats or dequantized; scales of quantization are settings."""
+    quantizers = [node for node in model.graph.node if is_quantizer(node)]
+    dequantized = {node.input[0] for node in quantizers if node.op_type == "DequantizeLinear"}
+    scales = {node.input[1] for node in quantizers}
+    for tensor in _constants(model):
+        floating = tensor.data_type in _FLOATS and tensor.name not in scales
+        if len(tensor.dims) > 0 and (floating or tensor.name in dequantized):
+            yield tensor
+
+
+def _readers(graph: onnx.GraphProto) -> dict[str, str]:
+    """The node that reads each constant, or what is stored as it."""
+    readers = {name: node.name for node in graph.node for name in node.input}
+    for name, node in reversed(stored_constants(graph).items()):
+        readers.update(dict.fromkeys(node.input, readers.get(name, "")))
+    return readers
 
 
 def _macs_factors(
@@ -246,11 +262,7 @@ def _macs_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> int
 
 def _count_params(model: onnx.ModelProto) -> int:
     shared = shared_initializers(model)
-    return sum(
-        math.prod(tensor.dims)
-        for tensor in _constants(model)
-        if _is_weight(tensor) and tensor.name not in shared
-    )
+    return sum(math.prod(tensor.dims) for tensor in _weights(model) if tensor.name not in shared)
 
 
 def _constants(model: onnx.ModelProto) -> Iterator[TensorProto]:
