@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError, OnnxPruneError, VerificationError
 from onnxprune.graph.edits import attribute
+from onnxprune.graph.equation import parse_equation
 from onnxprune.graph.kept import Kept
 from onnxprune.graph.plan import Plan, validate
 from onnxprune.graph.shapes import skeleton
@@ -38,8 +39,8 @@ _FATAL = 4
 def masked(graph: PruningGraph, plan: Plan) -> onnx.ModelProto:
     """The whole model, with the channels that ``plan`` removes multiplied by 0 wherever they are summed.
 
-    A Mul with a 0/1 mask is put in front of every input of a Conv, ConvTranspose, Gemm or MatMul
-    whose contracted axis holds removed units, and of an LRN, which sums over neighbouring channels.
+    A Mul with a 0/1 mask is put in front of every input of a Conv, ConvTranspose, Gemm, MatMul or
+    Einsum whose contracted axis holds removed units, and of an LRN, which sums over neighbours.
     Nothing else changes, so no rule of the analysis or of the rewriting has a part in it.
     """
     validate(graph, plan)
@@ -137,6 +138,19 @@ def contracted_axes(node: onnx.NodeProto, kept: Kept) -> Iterator[tuple[int, int
     elif node.op_type == "MatMul":
         yield 0, len(kept.shape(node.input[0])) - 1
         yield 1, max(len(kept.shape(node.input[1])) - 2, 0)
+    elif node.op_type == "Einsum":
+        yield from _summed_axes(node, kept)
+
+
+def _summed_axes(node: onnx.NodeProto, kept: Kept) -> Iterator[tuple[int, int]]:
+    ranks = [len(kept.shape(name)) for name in node.input if kept.known(name)]
+    equation = parse_equation(attribute(node, "equation", b"").decode(), ranks)
+    if equation is None:
+        return
+    for position, letters in enumerate(equation.operands):
+        for axis, letter in enumerate(letters):
+            if letter in equation.summed:
+                yield position, axis
 
 
 def _add_mask(graph: onnx.GraphProto, kept: Kept, name: str, axis: int, kind: int) -> str:

@@ -63,6 +63,24 @@ def _check_bias(node: onnx.NodeProto, channels: int, edits: Edits) -> None:
         raise mismatch(node, f"its bias would not have {channels} entries")
 
 
+def _attention(node: onnx.NodeProto, edits: Edits) -> None:
+    """State the number of heads where they are folded into the last axis."""
+    for position, name in ((0, "q_num_heads"), (1, "kv_num_heads")):
+        before = attribute(node, name, 0)
+        if before:
+            set_attribute(node, name, _heads_left(node, position, before, edits))
+
+
+def _heads_left(node: onnx.NodeProto, position: int, heads: int, edits: Edits) -> int:
+    """How many of the heads on the last axis of an input stay; they go as a whole."""
+    tensor = node.input[position]
+    axis = len(edits.kept.shape(tensor)) - 1
+    mask = edits.kept.mask(tensor, axis).reshape(heads, -1)
+    if not np.array_equal(mask.any(1), mask.all(1)):
+        raise mismatch(node, "a part of a head would go")
+    return int(mask.all(1).sum())
+
+
 def _group_normalization(node: onnx.NodeProto, edits: Edits) -> None:
     groups, before = attribute(node, "num_groups", 1), edits.kept.shape(node.input[0])[1]
     after, each = edits.kept.size(node.input[0], 1), before // groups
@@ -292,6 +310,7 @@ def _resize(node: onnx.NodeProto, edits: Edits) -> None:
 
 
 _FAMILIES: dict[str, Callable[[onnx.NodeProto, Edits], None]] = {
+    "Attention": _attention,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "Expand": _expand,

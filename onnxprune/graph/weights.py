@@ -14,6 +14,9 @@ from onnx import numpy_helper
 from onnxprune.graph.stored import along_axis, evaluate_stored, stored_constants
 from onnxprune.graph.structure import Layer
 
+_BIASED = ("Conv", "ConvTranspose", "Gemm")
+"""Layers that can add a third input."""
+
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -193,7 +196,7 @@ def can_shift(constants: Constants, layer: Layer, affine: Affine, *, new_bias: b
     Without ``new_bias`` only where no parameter has to be added for it.
     """
     node = constants.node(layer.name)
-    if layer.op != "MatMul" and _has_addend(node):
+    if has_addend(node):
         name = node.input[2]
         shape = constants.read(name).shape if name in constants else ()
         grows = math.prod(shape) < len(layer.out_units)
@@ -203,7 +206,7 @@ def can_shift(constants: Constants, layer: Layer, affine: Affine, *, new_bias: b
         return True
     # A float beside quantized weights would keep runtimes from computing the layer in integers.
     can_grow = new_bias and not constants.quantized(layer.weight)
-    return can_grow and layer.op != "MatMul" and _beta(node) != 0
+    return can_grow and layer.op in _BIASED and _beta(node) != 0
 
 
 def add_shift(constants: Constants, layer: Layer, affine: Affine, shift: FloatArray) -> None:
@@ -213,7 +216,7 @@ def add_shift(constants: Constants, layer: Layer, affine: Affine, shift: FloatAr
     right behind it; a Conv or Gemm with neither is given a bias.
     """
     node = constants.node(layer.name)
-    if layer.op != "MatMul" and _has_addend(node):
+    if has_addend(node):
         old = constants.read(node.input[2]).astype(np.float64)
         shape = (*old.shape[:-1], len(shift))
         constants.write(node.input[2], np.broadcast_to(old, shape) + shift / _beta(node))
@@ -298,9 +301,9 @@ def _shift_place(constants: Constants, affine: Affine) -> tuple[str, int] | None
     return None
 
 
-def _has_addend(node: onnx.NodeProto) -> bool:
-    """Whether a Conv, ConvTranspose or Gemm adds its third input."""
-    return len(node.input) > 2 and bool(node.input[2])
+def has_addend(node: onnx.NodeProto) -> bool:
+    """Whether a layer adds its third input to its product."""
+    return node.op_type in _BIASED and len(node.input) > 2 and bool(node.input[2])
 
 
 def _beta(node: onnx.NodeProto) -> float:

@@ -16,6 +16,7 @@ from onnx import TensorProto, numpy_helper
 
 from onnxprune.errors import ModelError
 from onnxprune.graph.edits import Array, attribute
+from onnxprune.graph.equation import parse_equation
 from onnxprune.graph.plan import kept_indices
 from onnxprune.graph.prepare import initializer_origin, prepare
 from onnxprune.graph.shapes import infer_concrete
@@ -31,7 +32,7 @@ _FLOATS = frozenset(
         TensorProto.FLOAT8E5M2FNUZ, TensorProto.FLOAT4E2M1,
     }
 )  # fmt: skip
-_CONTRACTIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_CONTRACTIONS = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ class LayerCost:
 def count(model: onnx.ModelProto) -> Cost:
     """Count a model as written, by shape inference at batch 1.
 
-    MACs: Conv, ConvTranspose, Gemm and MatMul (of two activations too), one multiply-accumulate
-    each. Parameters: entries of floating initializers and Constants that have an axis (a scalar is
-    a setting, not a weight), shared ones once. Quantized weights count where they are dequantized.
-    ModelError where a shape that the count needs is unknown.
+    MACs: Conv, ConvTranspose, Gemm, MatMul and Einsum (of two activations too), one
+    multiply-accumulate each. Parameters: entries of floating initializers and Constants that have an
+    axis (a scalar is a setting, not a weight), shared ones once. Quantized weights count where they
+    are dequantized. ModelError where a shape that the count needs is unknown.
     """
     return Cost(_count_macs(model), _count_params(model))
 
@@ -214,9 +215,10 @@ def _macs_factors(
     """(tensor, axes) whose sizes multiply to the node's MACs; None if it has none.
 
     Conv: every output entry sums over the weight's other axes (C_in / group, kernel). ConvTranspose:
-    every input entry meets the weight's other axes. Gemm, MatMul: every output entry sums over K.
+    every input entry meets the weight's other axes. Gemm, MatMul: every output entry sums over K,
+    Einsum: over all letters that are not in its result.
     """
-    if node.op_type not in _CONTRACTIONS or node.domain not in ("", "ai.onnx"):
+    if node.op_type not in _CONTRACTIONS or node.domain not in ("", "ai.onnx") or len(node.input) < 2:
         return None
     first, second, output = node.input[0], node.input[1], node.output[0]
     for name in (first, second, output):
@@ -230,10 +232,26 @@ def _macs_factors(
         return [(output, range(len(shapes[output]))), (second, range(1, rank))]
     if node.op_type == "ConvTranspose":
         return [(first, range(len(shapes[first]))), (second, range(1, rank))]
+    if node.op_type == "Einsum":
+        return _einsum_factors(node, shapes)
     contracted = len(shapes[first]) - 1
     if node.op_type == "Gemm":
         contracted = 0 if attribute(node, "transA", 0) else 1
     return [(output, range(len(shapes[output]))), (first, [contracted])]
+
+
+def _einsum_factors(
+    node: onnx.NodeProto, shapes: Mapping[str, Sequence[int]]
+) -> list[tuple[str, Sequence[int]]] | None:
+    ranks = [len(shapes[name]) for name in node.input if name in shapes]
+    equation = parse_equation(attribute(node, "equation", b"").decode(), ranks)
+    if equation is None:
+        return None
+    factors: list[tuple[str, Sequence[int]]] = [(node.output[0], range(len(equation.result)))]
+    for letter in equation.summed:
+        place = next(index for index, letters in enumerate(equation.operands) if letter in letters)
+        factors.append((node.input[place], [equation.operands[place].index(letter)]))
+    return factors
 
 
 def _sized(

@@ -3,6 +3,7 @@
 from onnxprune.graph.ops import (
     attention,
     convolution,
+    einsum,
     elementwise,
     matmul,
     movement,
@@ -18,6 +19,7 @@ from onnxprune.graph.ops.registry import find_rule, ruled_ops
 __all__ = [
     "attention",
     "convolution",
+    "einsum",
     "elementwise",
     "find_rule",
     "matmul",
