@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.errors import ModelError, OnnxPruneError, VerificationError
 from onnxprune.graph.edits import attribute
 from onnxprune.graph.equation import parse_equation
+from onnxprune.graph.fused import DOMAIN, contraction
 from onnxprune.graph.kept import Kept
 from onnxprune.graph.plan import Plan, validate
 from onnxprune.graph.shapes import skeleton
@@ -125,20 +126,23 @@ def relative_error(wanted: Array, found: Array) -> float:
 
 def contracted_axes(node: onnx.NodeProto, kept: Kept) -> Iterator[tuple[int, int]]:
     """Inputs of ``node``, by position, with the axis that it sums over: channels that meet there mix."""
-    if node.domain not in ("", "ai.onnx") or not all(kept.known(name) for name in node.input[:2]):
+    op = contraction(node)
+    if not all(kept.known(name) for name in node.input[:2]):
         return
-    if node.op_type == "Conv":
+    if op == "Conv":
         if kept.shape(node.input[1])[1] > 1 or attribute(node, "group", 1) == 1:  # else depthwise: no sum
             yield 0, 1
-    elif node.op_type in ("ConvTranspose", "LRN"):
+    elif op in ("ConvTranspose", "LRN"):
         yield 0, 1
-    elif node.op_type == "Gemm":
+    elif op == "Gemm":
         yield 0, 0 if attribute(node, "transA", 0) else 1
         yield 1, 1 if attribute(node, "transB", 0) else 0
-    elif node.op_type == "MatMul":
-        yield 0, len(kept.shape(node.input[0])) - 1
-        yield 1, max(len(kept.shape(node.input[1])) - 2, 0)
-    elif node.op_type == "Einsum":
+    elif op == "MatMul":
+        yield 0, len(kept.shape(node.input[0])) - (2 if attribute(node, "transA", 0) else 1)
+        yield 1, max(len(kept.shape(node.input[1])) - (1 if attribute(node, "transB", 0) else 2), 0)
+    elif node.op_type == "Attention" and node.domain == DOMAIN:
+        yield 0, 2
+    elif op == "Einsum":
         yield from _summed_axes(node, kept)
 
 

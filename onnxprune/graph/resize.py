@@ -20,14 +20,16 @@ from onnxprune.graph.edits import (
     remove_attribute,
     set_attribute,
 )
+from onnxprune.graph.fused import DOMAIN
 from onnxprune.graph.respace import respace
 from onnxprune.graph.structure import BoolArray, IntArray
 
 
 def resize(node: onnx.NodeProto, edits: Edits) -> None:
     """Bring everything in ``node`` that states a size in line with the kept indices."""
-    family = _FAMILIES.get(node.op_type)
-    if family is None or node.domain not in ("", "ai.onnx"):
+    families = _FUSED if node.domain == DOMAIN else _FAMILIES if node.domain in ("", "ai.onnx") else {}
+    family = families.get(node.op_type)
+    if family is None:
         return
     names = [name for name in (*node.input, *node.output) if name and edits.kept.known(name)]
     if any(edits.kept.any_pruned(name) for name in names):
@@ -69,6 +71,17 @@ def _attention(node: onnx.NodeProto, edits: Edits) -> None:
         before = attribute(node, name, 0)
         if before:
             set_attribute(node, name, _heads_left(node, position, before, edits))
+
+
+def _folded_attention(node: onnx.NodeProto, edits: Edits) -> None:
+    """The fused form, which states one number for queries, keys and values."""
+    set_attribute(node, "num_heads", _heads_left(node, 0, attribute(node, "num_heads", 1), edits))
+
+
+def _packed_attention(node: onnx.NodeProto, edits: Edits) -> None:
+    """The fused form with its projection: the heads are those of the weight's columns, three times."""
+    before = attribute(node, "num_heads", 1)
+    set_attribute(node, "num_heads", _heads_left(node, 1, 3 * before, edits) // 3)
 
 
 def _heads_left(node: onnx.NodeProto, position: int, heads: int, edits: Edits) -> int:
@@ -323,4 +336,9 @@ _FAMILIES: dict[str, Callable[[onnx.NodeProto, Edits], None]] = {
     "Slice": _slice,
     "Split": _split,
     "Tile": _tile,
+}
+_FUSED: dict[str, Callable[[onnx.NodeProto, Edits], None]] = {
+    "Attention": _packed_attention,
+    "FusedConv": _conv,
+    "MultiHeadAttention": _folded_attention,
 }

@@ -17,6 +17,7 @@ from onnx import TensorProto, numpy_helper
 from onnxprune.errors import ModelError
 from onnxprune.graph.edits import Array, attribute
 from onnxprune.graph.equation import parse_equation
+from onnxprune.graph.fused import DOMAIN, contraction
 from onnxprune.graph.plan import kept_indices
 from onnxprune.graph.prepare import initializer_origin, prepare
 from onnxprune.graph.shapes import infer_concrete
@@ -218,7 +219,10 @@ def _macs_factors(
     every input entry meets the weight's other axes. Gemm, MatMul: every output entry sums over K,
     Einsum: over all letters that are not in its result.
     """
-    if node.op_type not in _CONTRACTIONS or node.domain not in ("", "ai.onnx") or len(node.input) < 2:
+    if node.op_type == "Attention" and node.domain == DOMAIN:
+        return _packed_attention_factors(node, shapes)
+    op = contraction(node)
+    if op not in _CONTRACTIONS or len(node.input) < 2:
         return None
     first, second, output = node.input[0], node.input[1], node.output[0]
     for name in (first, second, output):
@@ -228,16 +232,24 @@ def _macs_factors(
                 hint="export the model with fixed input sizes",
             )
     rank = len(shapes[second])
-    if node.op_type == "Conv":
+    if op == "Conv":
         return [(output, range(len(shapes[output]))), (second, range(1, rank))]
-    if node.op_type == "ConvTranspose":
+    if op == "ConvTranspose":
         return [(first, range(len(shapes[first]))), (second, range(1, rank))]
-    if node.op_type == "Einsum":
+    if op == "Einsum":
         return _einsum_factors(node, shapes)
-    contracted = len(shapes[first]) - 1
-    if node.op_type == "Gemm":
-        contracted = 0 if attribute(node, "transA", 0) else 1
+    contracted = len(shapes[first]) - (2 if attribute(node, "transA", 0) else 1)
     return [(output, range(len(shapes[output]))), (first, [contracted])]
+
+
+def _packed_attention_factors(
+    node: onnx.NodeProto, shapes: Mapping[str, Sequence[int]]
+) -> list[tuple[str, Sequence[int]]] | None:
+    """The projection that the op brings; the products of an attention op are its own affair."""
+    source, weight = node.input[0], node.input[1]
+    if source not in shapes or weight not in shapes:
+        return None
+    return [(source, range(len(shapes[source]))), (weight, [1])]
 
 
 def _einsum_factors(

@@ -110,8 +110,8 @@ def layer_geometry(graph: PruningGraph, layer: Layer) -> Geometry | None:
     """The geometry of a layer; None where its output is not rows @ matrix + a constant for each channel.
 
     That is so for a Gemm that transposes its input, multiplies by zero or adds a computed tensor, for
-    a ConvTranspose whose pads follow from a stated output, for an Einsum that is no MatMul, and where
-    a shape is unknown.
+    a ConvTranspose whose pads follow from a stated output, for an Einsum that is no MatMul, for fused
+    ops with an activation function behind them, and where a shape is unknown.
     """
     node = graph.node(layer.name)
     shape = graph.shapes.get(layer.input)
@@ -127,6 +127,8 @@ def layer_geometry(graph: PruningGraph, layer: Layer) -> Geometry | None:
         return _convolution(attributes, shape, graph.shapes[layer.weight], layer.groups)
     if layer.op == "ConvTranspose":
         return _transposed(attributes, graph.shapes[layer.weight], layer.groups)
+    if layer.op not in ("Einsum", "FusedMatMul", "Gemm", "MatMul"):
+        return None
     if layer.op == "Einsum" and not _is_matmul(graph, layer, attributes["equation"].decode()):
         return None
     if layer.channel_axis == 0 or attributes.get("alpha", 1.0) == 0.0:

@@ -1,13 +1,15 @@
-"""The fused Attention op: whole heads go."""
+"""The fused Attention ops, the standard one and onnxruntime's own: whole heads go."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from onnxprune.graph.fused import DOMAIN
 from onnxprune.graph.labels import Labels
 from onnxprune.graph.ops.context import Context
 from onnxprune.graph.ops.elementwise import meet
 from onnxprune.graph.ops.registry import NoRule, rule
+from onnxprune.graph.structure import IntArray
 
 _WHY = "it mixes what is not split into heads alike"
 
@@ -68,10 +70,62 @@ def emit_heads(ctx: Context, labels: Labels) -> None:
     shape = ctx.out_shape()
     if len(shape) == 4:
         return ctx.emit(0, Labels(shape, labels.core))
-    ids = np.broadcast_to(labels.core.reshape(-1), (labels.shape[1],))
-    return ctx.emit(0, Labels.along(shape, 2, np.repeat(ids, shape[2] // len(ids))))
+    return ctx.emit(0, Labels.along(shape, 2, _folded(labels, shape[2])))
 
 
 def _heads_only(labels: Labels) -> Labels:
     """The labels of the heads, with all other axes reduced to size 1."""
     return Labels((1, labels.shape[1], 1, 1), labels.core)
+
+
+@rule("MultiHeadAttention", domain=DOMAIN)
+def multi_head_attention(ctx: Context) -> None:
+    """The fused form of three inputs (batch, tokens, heads * e), and a bias for all of them in one row."""
+    given = [index for index in range(4, 10) if ctx.has(index) and index != 5]
+    if given or any(ctx.used(index) for index in range(1, 4)):
+        raise NoRule("it has a padding mask or keeps a cache")
+    if not all(ctx.has(index) and len(ctx.shape(index)) == 3 for index in range(3)):
+        raise NoRule("its inputs are packed")
+    count = int(ctx.attribute("num_heads", 1))
+    query, key, value = (heads(ctx, index, count) for index in range(3))
+    labels = attend(ctx, query, key, value, 5 if ctx.has(5) else None)
+    if ctx.is_constant(3):
+        widths = [ctx.shape(index)[2] for index in range(3)]
+        ctx.bind_axis(3, 0, np.concatenate([_folded(labels, width) for width in widths]))
+    elif ctx.has(3):
+        raise NoRule("its bias is computed")
+    emit_heads(ctx, labels)
+
+
+@rule("Attention", domain=DOMAIN)
+def packed_attention(ctx: Context) -> None:
+    """The fused form with its projection: input (batch, tokens, D), weight (D, 3 * heads * e), bias."""
+    if any(ctx.has(index) for index in range(3, 7)) or ctx.used(1):
+        raise NoRule("it has a mask or keeps a cache")
+    if ctx.attribute("qkv_hidden_sizes") or ctx.attribute("do_rotary", 0):
+        raise NoRule("its parts differ in width, or are rotated")
+    if not ctx.is_constant(1) or not ctx.is_constant(2):
+        raise NoRule("its weight is computed, or it has no bias")
+    count, width = int(ctx.attribute("num_heads", 1)), ctx.shape(1)[1] // 3
+    incoming = ctx.channels(ctx.labels(0), 2, "its tokens carry channels")
+    labels = Labels.along((1, count, 1, 1), 1, ctx.atoms.fresh(count, removable=True))
+    outgoing = np.tile(_folded(labels, width), 3)
+    ctx.bind_axis(1, 0, incoming)
+    ctx.bind_axis(1, 1, outgoing)
+    ctx.bind_axis(2, 0, outgoing)
+    ctx.add_layer(
+        data=0,
+        weight=1,
+        bias=2,
+        weight_axes=(0, 1),
+        channel_axis=2,
+        groups=1,
+        ids=(incoming, outgoing),
+    )
+    emit_heads(ctx, labels)
+
+
+def _folded(labels: Labels, width: int) -> IntArray:
+    """The label (width,) of each index of an axis into which heads (1, heads, 1, 1) are folded."""
+    ids = np.broadcast_to(labels.core.reshape(-1), (labels.shape[1],))
+    return np.repeat(ids, width // len(ids))

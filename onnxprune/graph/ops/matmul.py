@@ -1,9 +1,12 @@
-"""Gemm and MatMul with a constant weight."""
+"""Gemm and MatMul, with a constant weight or of two activations, and their fused forms."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from onnxprune.graph.fused import DOMAIN
 from onnxprune.graph.labels import DATA, Labels
 from onnxprune.graph.ops.context import Context
 from onnxprune.graph.ops.elementwise import combine, lift, meet
@@ -12,6 +15,7 @@ from onnxprune.graph.structure import IntArray
 
 
 @rule("Gemm")
+@rule("FusedGemm", domain=DOMAIN)
 def gemm(ctx: Context) -> None:
     """Y = alpha A' B' + beta C: consume A's columns on B, start an atom for each column of Y."""
     if not ctx.is_constant(1):
@@ -39,13 +43,18 @@ def gemm(ctx: Context) -> None:
 
 
 @rule("MatMul")
+@rule("FusedMatMul", domain=DOMAIN)
 def matmul(ctx: Context) -> None:
     """Consume the contracted axis on the constant side, start atoms on the axis it brings.
 
-    Channels on an axis that is not contracted pass, and no new atoms start.
+    Channels on an axis that is not contracted pass, and no new atoms start. The fused form may
+    transpose the last two axes of its factors.
     """
+    turned = [bool(ctx.attribute(name, 0)) for name in ("transA", "transB")]
+    if any(ctx.attribute(name, 0) for name in ("transBatchA", "transBatchB")):
+        raise NoRule("it transposes batch axes")
     if not ctx.is_constant(0) and not ctx.is_constant(1):
-        return multiply_activations(ctx)
+        return multiply_activations(ctx, turned)
     if ctx.is_constant(0) and ctx.is_constant(1):
         raise NoRule("it multiplies two constants")
     data, weight = (1, 0) if ctx.is_constant(0) else (0, 1)
@@ -55,7 +64,11 @@ def matmul(ctx: Context) -> None:
         raise NoRule("its weight is not one matrix")
     if rank < 2 and data == 1:
         raise NoRule("its input is a vector on the right")
+    if turned[data]:
+        raise NoRule("it transposes its input")
     rows, columns = len(matrix) - 2, len(matrix) - 1
+    if turned[weight]:
+        rows, columns = columns, rows
     in_axis, out_axis = (rows, columns) if data == 0 else (columns, rows)
     channel_axis = rank - 1 if data == 0 else rank - 2
     if source.varying and channel_axis not in source.varying:
@@ -80,8 +93,8 @@ def matmul(ctx: Context) -> None:
     return ctx.emit(0, result)
 
 
-def multiply_activations(ctx: Context) -> None:
-    """A product of two activations (..., M, K) and (..., K, N), as in attention.
+def multiply_activations(ctx: Context, turned: Sequence[bool]) -> None:
+    """A product of two activations (..., M, K) and (..., K, N), as in attention; or of their transposes.
 
     Where channels lie on an axis that counts matrices (attention heads), whole matrices go: their
     rows and columns are merged, and the operands' with each other. Else what meets along K is
@@ -91,6 +104,10 @@ def multiply_activations(ctx: Context) -> None:
     rank = max(len(left.shape), len(right.shape))
     if min(len(left.shape), len(right.shape)) < 2:
         raise NoRule("it multiplies an activation by a vector")
+    left, right = (
+        Labels(*_swapped(labels)) if turn else labels
+        for labels, turn in zip((left, right), turned, strict=True)
+    )
     left, right = lift(left, rank), lift(right, rank)
     rows, columns = rank - 2, rank - 1
     if any(axis < rows for axis in (*left.varying, *right.varying)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onnxprune.graph.fused import DOMAIN
 from onnxprune.graph.labels import Labels, other_axes
 from onnxprune.graph.ops.context import Context
 from onnxprune.graph.ops.elementwise import meet
@@ -90,6 +91,16 @@ def layer_normalization(ctx: Context) -> None:
     for index in (1, 2):
         if ctx.emits(index):
             ctx.emit(index, Labels(ctx.out_shape(index), labels.core))
+
+
+@rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=DOMAIN)
+def skip_layer_normalization(ctx: Context) -> None:
+    """Statistics over the last axis of the sum of two inputs, which the fourth output gives."""
+    labels = meet(ctx, ctx.labels(0), ctx.labels(1))
+    labels = ctx.uniform(labels, [len(labels.shape) - 1], "it normalises over channels")
+    for index in (0, 3):
+        if ctx.emits(index):
+            ctx.emit(index, labels)
 
 
 @rule("LogSoftmax", "Softmax", "Hardmax")
