@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.errors import ModelError, OnnxPruneError, VerificationError
 from onnxprune.graph.edits import attribute
 from onnxprune.graph.equation import parse_equation
-from onnxprune.graph.fused import DOMAIN, contraction
+from onnxprune.graph.fused import DOMAIN, contraction, factor_axes
 from onnxprune.graph.kept import Kept
 from onnxprune.graph.plan import Plan, validate
 from onnxprune.graph.shapes import skeleton
@@ -134,12 +134,9 @@ def contracted_axes(node: onnx.NodeProto, kept: Kept) -> Iterator[tuple[int, int
             yield 0, 1
     elif op in ("ConvTranspose", "LRN"):
         yield 0, 1
-    elif op == "Gemm":
-        yield 0, 0 if attribute(node, "transA", 0) else 1
-        yield 1, 1 if attribute(node, "transB", 0) else 0
-    elif op == "MatMul":
-        yield 0, len(kept.shape(node.input[0])) - (2 if attribute(node, "transA", 0) else 1)
-        yield 1, max(len(kept.shape(node.input[1])) - (1 if attribute(node, "transB", 0) else 2), 0)
+    elif op in ("Gemm", "MatMul"):
+        yield 0, factor_axes(node, 0, len(kept.shape(node.input[0])))[-1]
+        yield 1, factor_axes(node, 1, len(kept.shape(node.input[1])))[-2:][0]
     elif node.op_type == "Attention" and node.domain == DOMAIN:
         yield 0, 2
     elif op == "Einsum":

@@ -58,21 +58,36 @@ def _retyped(node: onnx.NodeProto, op: str, attributes: tuple[str, ...]) -> onnx
     return result
 
 
-def _matmul(node: onnx.NodeProto, matrices: Collection[str]) -> list[onnx.NodeProto] | None:
+def factor_axes(node: onnx.NodeProto, position: int, rank: int) -> list[int]:
+    """The axes of a factor of a MatMul, FusedMatMul or Gemm, in the order in which it is multiplied.
+
+    The fused form may take the first axis for the last but one (``transBatch``), and swap the last two.
+    """
     given = {entry.name: entry.i for entry in node.attribute}
-    if given.get("transBatchA") or given.get("transBatchB"):
-        return None
-    turned = [bool(given.get("transA")), bool(given.get("transB"))]
-    if any(turn and name not in matrices for name, turn in zip(node.input, turned, strict=True)):
-        letters = ("ki" if turned[0] else "ik", "jk" if turned[1] else "kj")
-        equation = "...{},...{}->...ij".format(*letters)
-        return [helper.make_node("Einsum", list(node.input), list(node.output), equation=equation)]
-    nodes, factors = [], list(node.input)
-    for position, turn in enumerate(turned):
-        if turn:
+    axes, letter = list(range(rank)), "AB"[position]
+    if given.get(f"transBatch{letter}") and rank > 2:
+        axes = [*axes[1:-1], axes[0], axes[-1]]
+    if given.get(f"trans{letter}") and rank > 1:
+        axes[-2:] = axes[-1], axes[-2]
+    return axes
+
+
+def _matmul(node: onnx.NodeProto, matrices: Collection[str]) -> list[onnx.NodeProto]:
+    given = {entry.name: entry.i for entry in node.attribute}
+    nodes, factors, terms = [], list(node.input), []
+    for position, (letter, name) in enumerate(zip("AB", node.input, strict=True)):
+        first, last = "ik" if position == 0 else "kj"
+        if given.get(f"trans{letter}"):
+            first, last = last, first
+        terms.append(f"{first}...{last}" if given.get(f"transBatch{letter}") else f"...{first}{last}")
+        if given.get(f"trans{letter}") and name in matrices:
             factors[position] = f"{node.output[0]}::factor{position}"
-            nodes.append(helper.make_node("Transpose", [node.input[position]], [factors[position]]))
-    return [*nodes, helper.make_node("MatMul", factors, list(node.output))]
+            nodes.append(helper.make_node("Transpose", [name], [factors[position]]))
+    changed = [any(given.get(f"{kind}{letter}") for kind in ("trans", "transBatch")) for letter in "AB"]
+    if all(name in matrices or not change for name, change in zip(node.input, changed, strict=True)):
+        return [*nodes, helper.make_node("MatMul", factors, list(node.output))]
+    equation = f"{terms[0]},{terms[1]}->...ij"
+    return [helper.make_node("Einsum", list(node.input), list(node.output), equation=equation)]
 
 
 def _heads(node: onnx.NodeProto, opset: int) -> list[onnx.NodeProto] | None:

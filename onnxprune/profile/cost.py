@@ -17,7 +17,7 @@ from onnx import TensorProto, numpy_helper
 from onnxprune.errors import ModelError
 from onnxprune.graph.edits import Array, attribute
 from onnxprune.graph.equation import parse_equation
-from onnxprune.graph.fused import DOMAIN, contraction
+from onnxprune.graph.fused import DOMAIN, contraction, factor_axes
 from onnxprune.graph.plan import kept_indices
 from onnxprune.graph.prepare import initializer_origin, prepare
 from onnxprune.graph.shapes import infer_concrete
@@ -238,7 +238,7 @@ def _macs_factors(
         return [(first, range(len(shapes[first]))), (second, range(1, rank))]
     if op == "Einsum":
         return _einsum_factors(node, shapes)
-    contracted = len(shapes[first]) - (2 if attribute(node, "transA", 0) else 1)
+    contracted = factor_axes(node, 0, len(shapes[first]))[-1]
     return [(output, range(len(shapes[output]))), (first, [contracted])]
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from onnxprune.graph.fused import DOMAIN
+from onnxprune.graph.fused import DOMAIN, factor_axes
 from onnxprune.graph.labels import DATA, Labels
 from onnxprune.graph.ops.context import Context
 from onnxprune.graph.ops.elementwise import combine, lift, meet
@@ -50,11 +48,8 @@ def matmul(ctx: Context) -> None:
     Channels on an axis that is not contracted pass, and no new atoms start. The fused form may
     transpose the last two axes of its factors.
     """
-    turned = [bool(ctx.attribute(name, 0)) for name in ("transA", "transB")]
-    if any(ctx.attribute(name, 0) for name in ("transBatchA", "transBatchB")):
-        raise NoRule("it transposes batch axes")
     if not ctx.is_constant(0) and not ctx.is_constant(1):
-        return multiply_activations(ctx, turned)
+        return multiply_activations(ctx)
     if ctx.is_constant(0) and ctx.is_constant(1):
         raise NoRule("it multiplies two constants")
     data, weight = (1, 0) if ctx.is_constant(0) else (0, 1)
@@ -64,11 +59,9 @@ def matmul(ctx: Context) -> None:
         raise NoRule("its weight is not one matrix")
     if rank < 2 and data == 1:
         raise NoRule("its input is a vector on the right")
-    if turned[data]:
+    if factor_axes(ctx.node, data, rank) != list(range(rank)):
         raise NoRule("it transposes its input")
-    rows, columns = len(matrix) - 2, len(matrix) - 1
-    if turned[weight]:
-        rows, columns = columns, rows
+    rows, columns = factor_axes(ctx.node, weight, len(matrix))[-2:]
     in_axis, out_axis = (rows, columns) if data == 0 else (columns, rows)
     channel_axis = rank - 1 if data == 0 else rank - 2
     if source.varying and channel_axis not in source.varying:
@@ -93,7 +86,7 @@ def matmul(ctx: Context) -> None:
     return ctx.emit(0, result)
 
 
-def multiply_activations(ctx: Context, turned: Sequence[bool]) -> None:
+def multiply_activations(ctx: Context) -> None:
     """A product of two activations (..., M, K) and (..., K, N), as in attention; or of their transposes.
 
     Where channels lie on an axis that counts matrices (attention heads), whole matrices go: their
@@ -104,10 +97,7 @@ def multiply_activations(ctx: Context, turned: Sequence[bool]) -> None:
     rank = max(len(left.shape), len(right.shape))
     if min(len(left.shape), len(right.shape)) < 2:
         raise NoRule("it multiplies an activation by a vector")
-    left, right = (
-        Labels(*_swapped(labels)) if turn else labels
-        for labels, turn in zip((left, right), turned, strict=True)
-    )
+    left, right = _turned(ctx, 0, left), _turned(ctx, 1, right)
     left, right = lift(left, rank), lift(right, rank)
     rows, columns = rank - 2, rank - 1
     if any(axis < rows for axis in (*left.varying, *right.varying)):
@@ -121,6 +111,11 @@ def multiply_activations(ctx: Context, turned: Sequence[bool]) -> None:
             right = ctx.uniform(right, (columns,), why)
         meet(ctx, _part(left, columns), Labels(*_swapped(_part(right, rows))))
     ctx.emit(0, meet(ctx, _part(left, rows), _part(right, columns)))
+
+
+def _turned(ctx: Context, position: int, labels: Labels) -> Labels:
+    axes = factor_axes(ctx.node, position, len(labels.shape))
+    return Labels(tuple(labels.shape[axis] for axis in axes), labels.core.transpose(axes))
 
 
 def _part(labels: Labels, axis: int) -> Labels:

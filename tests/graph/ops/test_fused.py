@@ -124,6 +124,20 @@ def test_products_of_activations_that_are_turned(turned: tuple[int, int]) -> Non
     check_cost(model(b, b.matmul(scores, 2)), [6])
 
 
+@pytest.mark.parametrize("turned", [0, 1])
+def test_products_of_activations_that_come_with_their_batch_behind(turned: int) -> None:
+    """As it is fused from torch's attention, which keeps its tokens on the first axis."""
+    b = Builder()
+    x = b.input((5, 1, 6))
+    parts = [b.reshape(b.matmul(x, 12), 5, 4, 3) for _ in range(3)]
+    keys = parts[1] if turned else b.transpose(parts[1], 2, 1, 0)
+    attributes = {"transBatchA": 1, "transBatchB": 1, "transB": turned, "alpha": 0.5}
+    scores = fused(b, "FusedMatMul", [parts[0], keys], 4, 5, 5, **attributes)
+    mixed = fused(b, "FusedMatMul", [b.like("Softmax", scores, axis=-1), parts[2]], 4, 5, 3, transBatchB=1)
+    y = b.reshape(b.transpose(mixed, 1, 0, 2), 5, 12)
+    check_cost(model(b, b.matmul(y, 3)), [4])
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("mask", [None, (1, 4, 5, 5), (1, 1, 5, 5)])
 def test_multi_head_attention(bias: bool, mask: tuple[int, ...] | None) -> None:
