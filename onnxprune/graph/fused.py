@@ -44,6 +44,12 @@ def _normalization(node: onnx.NodeProto, opset: int) -> list[onnx.NodeProto]:
     return [helper.make_node("Identity", [node.input[0]], [name]) for name in outputs]
 
 
+def _embedding(node: onnx.NodeProto, opset: int) -> list[onnx.NodeProto]:
+    """Its first and third output hold a row of the table, its third input, for each token."""
+    outputs = [node.output[index] for index in (0, 2) if index < len(node.output) and node.output[index]]
+    return [helper.make_node("Gather", [node.input[2], node.input[0]], [name]) for name in outputs]
+
+
 def _conv(node: onnx.NodeProto, opset: int) -> list[onnx.NodeProto]:
     return [_retyped(node, "Conv", ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"))]
 
@@ -111,6 +117,7 @@ _STAND_INS: dict[str, Callable[[onnx.NodeProto, int], list[onnx.NodeProto] | Non
     "Attention": _attention,
     "BiasGelu": _like_input,
     "DequantizeLinear": _like_input,
+    "EmbedLayerNormalization": _embedding,
     "FastGelu": _like_input,
     "FusedConv": _conv,
     "FusedGemm": _gemm,
@@ -118,6 +125,7 @@ _STAND_INS: dict[str, Callable[[onnx.NodeProto, int], list[onnx.NodeProto] | Non
     "MultiHeadAttention": _heads,
     "QuantizeLinear": _like_input,
     "QuickGelu": _like_input,
+    "RotaryEmbedding": _like_input,
     "SkipLayerNormalization": _normalization,
     "SkipSimplifiedLayerNormalization": _normalization,
 }

@@ -286,6 +286,24 @@ def _gather(node: onnx.NodeProto, edits: Edits) -> None:
     edits.set_constant(node, 1, np.asarray(_renumber(wanted, mask), indices.dtype))
 
 
+def _gather_nd(node: onnx.NodeProto, edits: Edits) -> None:
+    batch, rank = attribute(node, "batch_dims", 0), len(edits.kept.shape(node.input[0]))
+    masks = [edits.kept.mask(node.input[0], axis) for axis in range(rank)]
+    indices = edits.constant(node, 1)
+    if indices is None:
+        return  # computed, so of axes that stay: the check of all shapes after rewriting decides
+    for position in range(indices.ndim - 1):
+        indices = np.compress(edits.kept.mask(node.output[0], position), indices, axis=position)
+    new = indices.copy()
+    for column in range(indices.shape[-1]):
+        mask = masks[batch + column]
+        wanted = np.where(indices[..., column] < 0, indices[..., column] + len(mask), indices[..., column])
+        if not mask[wanted].all():
+            raise mismatch(node, "it selects an entry that would go")
+        new[..., column] = _renumber(wanted, mask)
+    edits.set_constant(node, 1, new)
+
+
 def _pad(node: onnx.NodeProto, edits: Edits) -> None:
     rank = len(edits.kept.shape(node.input[0]))
     stated = attribute(node, "pads", None) if edits.opset < 11 else edits.constant(node, 1)
@@ -328,6 +346,7 @@ _FAMILIES: dict[str, Callable[[onnx.NodeProto, Edits], None]] = {
     "ConvTranspose": _conv_transpose,
     "Expand": _expand,
     "Gather": _gather,
+    "GatherND": _gather_nd,
     "GroupNormalization": _group_normalization,
     "LRN": respace,
     "Pad": _pad,

@@ -78,15 +78,25 @@ def _heads_only(labels: Labels) -> Labels:
     return Labels((1, labels.shape[1], 1, 1), labels.core)
 
 
+@rule("RotaryEmbedding", since=23)
+def rotary_embedding(ctx: Context) -> None:
+    """Rotates pairs of positions of each head (batch, heads, tokens, e), all heads alike."""
+    if len(ctx.shape(0)) != 4:
+        raise NoRule("its heads are folded into the last axis")
+    if any(ctx.labels(index).varying for index in (1, 2, 3) if ctx.has(index)):
+        raise NoRule("its angles carry channels")
+    ctx.emit(0, ctx.uniform(ctx.labels(0), (2, 3), _WHY))
+
+
 @rule("MultiHeadAttention", domain=DOMAIN)
 def multi_head_attention(ctx: Context) -> None:
     """The fused form of three inputs (batch, tokens, heads * e), and a bias for all of them in one row."""
-    given = [index for index in range(4, 10) if ctx.has(index) and index != 5]
-    if given or any(ctx.used(index) for index in range(1, 4)):
-        raise NoRule("it has a padding mask or keeps a cache")
+    if any(ctx.has(index) for index in range(6, 10)) or any(ctx.used(index) for index in range(1, 4)):
+        raise NoRule("it keeps a cache")
     if not all(ctx.has(index) and len(ctx.shape(index)) == 3 for index in range(3)):
         raise NoRule("its inputs are packed")
     count = int(ctx.attribute("num_heads", 1))
+    _pin_padding(ctx, 4)
     query, key, value = (heads(ctx, index, count) for index in range(3))
     labels = attend(ctx, query, key, value, 5 if ctx.has(5) else None)
     if ctx.is_constant(3):
@@ -100,15 +110,18 @@ def multi_head_attention(ctx: Context) -> None:
 @rule("Attention", domain=DOMAIN)
 def packed_attention(ctx: Context) -> None:
     """The fused form with its projection: input (batch, tokens, D), weight (D, 3 * heads * e), bias."""
-    if any(ctx.has(index) for index in range(3, 7)) or ctx.used(1):
-        raise NoRule("it has a mask or keeps a cache")
+    if ctx.has(4) or ctx.has(6) or ctx.used(1):
+        raise NoRule("it keeps a cache")
     if ctx.attribute("qkv_hidden_sizes") or ctx.attribute("do_rotary", 0):
         raise NoRule("its parts differ in width, or are rotated")
     if not ctx.is_constant(1) or not ctx.is_constant(2):
         raise NoRule("its weight is computed, or it has no bias")
     count, width = int(ctx.attribute("num_heads", 1)), ctx.shape(1)[1] // 3
     incoming = ctx.channels(ctx.labels(0), 2, "its tokens carry channels")
-    labels = Labels.along((1, count, 1, 1), 1, ctx.atoms.fresh(count, removable=True))
+    _pin_padding(ctx, 3)
+    tokens = (1, count, ctx.shape(0)[1], 1)
+    started = Labels.along(tokens, 1, ctx.atoms.fresh(count, removable=True))
+    labels = attend(ctx, started, started, started, 5 if ctx.has(5) else None)
     outgoing = np.tile(_folded(labels, width), 3)
     ctx.bind_axis(1, 0, incoming)
     ctx.bind_axis(1, 1, outgoing)
@@ -123,6 +136,12 @@ def packed_attention(ctx: Context) -> None:
         ids=(incoming, outgoing),
     )
     emit_heads(ctx, labels)
+
+
+def _pin_padding(ctx: Context, index: int) -> None:
+    """Which tokens count is the same for all heads."""
+    if ctx.has(index):
+        ctx.pin(ctx.labels(index).core, "it is a padding mask")
 
 
 def _folded(labels: Labels, width: int) -> IntArray:

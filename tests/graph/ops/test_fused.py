@@ -161,11 +161,25 @@ def test_attention_with_its_projection() -> None:
     assert CostModel.of(graph).macs(np.ones(11, np.bool_)) == 5 * (6 * 7 + 7 * 24 + 8 * 3)
 
 
-def test_masks_and_caches_are_left_alone() -> None:
+def test_a_padding_mask_is_the_same_for_all_heads() -> None:
     b = Builder()
     x = b.input((1, 5, 6))
-    lengths = b.constant(np.array([5], np.int32))
-    y = fused(b, "Attention", [x, b.weight(6, 24), b.weight(24), lengths], 1, 5, 8, num_heads=4)
-    z = fused(b, "MultiHeadAttention", [y, y, y, "", lengths], 1, 5, 8, num_heads=4)
-    graph = exact(model(b, b.matmul(z, 3)), plans=1)
-    assert graph.unit_count == 0
+    y = fused(b, "Attention", [x, b.weight(6, 24), b.weight(24), lengths(b)], 1, 5, 8, num_heads=4)
+    parts = [b.matmul(y, 8) for _ in range(3)]
+    z = fused(b, "MultiHeadAttention", [*parts, "", lengths(b)], 1, 5, 8, num_heads=2)
+    check_cost(model(b, b.matmul(z, 3)), [4, 2])
+
+
+def lengths(b: Builder) -> str:
+    return b.constant(np.array([4], np.int32))
+
+
+def test_caches_are_left_alone() -> None:
+    b = Builder()
+    x = b.input((1, 5, 6))
+    parts = [b.matmul(x, 8) for _ in range(3)]
+    caches = [b.weight(1, 4, 3, 2), b.weight(1, 4, 3, 2)]
+    y = fused(b, "MultiHeadAttention", [*parts, "", "", "", *caches], 1, 5, 8, num_heads=4)
+    b.nodes[-1].output.extend(["present_key", "present_value"])
+    graph = exact(model(b, b.matmul(y, 3)), plans=1)
+    assert graph.unit_count == 0 and "it keeps a cache" in reasons(graph)
