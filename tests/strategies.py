@@ -224,8 +224,8 @@ def shared_weights(b: Builder, draw: Draw, x: str) -> str:
     return b.concat(left, right) if pick(draw, 0, 1) else b.like("Add", left, b.like("Sigmoid", right))
 
 
-def mixed(b: Builder, draw: Draw, x: str) -> str:
-    """Ops that look at several channels at once; nothing that reaches the first may go."""
+def pinned(b: Builder, draw: Draw, x: str) -> str:
+    """Ops that look at several channels at once: nothing that reaches the Softmax may go."""
     if pick(draw, 0, 1):
         return b.like("Softmax", x, axis=1)
     return b.like("LRN", x, size=pick(draw, 1, 3, 5), alpha=2.0, bias=0.7)
@@ -278,7 +278,7 @@ BLOCKS: tuple[Block, ...] = (
     conv, conv, conv, grouped_conv, depthwise, conv_transpose, batch_norm, batch_norm, activation, activation,
     residual, residual, join, join, join, gate, pool, channel_constant, slice_channels, shortcut, pad_space,
     channels_last, split_branches, channel_shuffle, tokens, permute_channels, instance_norm, upsample,
-    space_to_depth, shared_weights, mixed, reduce_space, other_ranks, repeat, several_inputs,
+    space_to_depth, shared_weights, pinned, reduce_space, other_ranks, repeat, several_inputs,
 )  # fmt: skip
 
 

@@ -60,8 +60,8 @@ def attend(ctx: Context, query: Labels, key: Labels, value: Labels, mask: int | 
         ctx.bind_broadcast(mask, Labels((1, count, query.shape[2], key.shape[2]), result.core))
     elif mask is not None:
         given = ctx.labels(mask)
-        rank = len(given.shape)
-        result = meet(ctx, result, ctx.uniform(given, (rank - 2, rank - 1), _WHY))
+        others = [axis for axis in range(len(given.shape)) if axis != len(given.shape) - 3]
+        result = meet(ctx, result, ctx.uniform(given, others, _WHY))
     return Labels((1, count, 1, 1), result.core)
 
 

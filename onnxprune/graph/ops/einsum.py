@@ -63,11 +63,12 @@ def _preference(equation: Equation, letter: str) -> tuple[bool, bool]:
 def _start(ctx: Context, equation: Equation, data: int, weight: int, ids: dict[str, Labels]) -> None:
     """Start atoms on the first letter that the weight brings, and record the layer."""
     mine, given = equation.operands[weight], equation.operands[data]
+    sizes = dict(zip(mine, ctx.shape(weight), strict=True))
     brought = [letter for letter in mine if letter not in given and letter in equation.result]
-    summed = [letter for letter in mine if letter in given and letter not in equation.result]
+    met = {letter for letter in mine if letter in given and ids[letter].shape[0] == sizes[letter]}
+    summed = [letter for letter in mine if letter in met and letter not in equation.result]
     if not brought or not summed:
         return
-    sizes = dict(zip(mine, ctx.shape(weight), strict=True))
     start = max(brought, key=lambda letter: sizes[letter] > 1)
     end = max(summed, key=lambda letter: len(ids[letter].varying))
     size = sizes[start]

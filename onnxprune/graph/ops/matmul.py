@@ -61,7 +61,9 @@ def matmul(ctx: Context) -> None:
         raise NoRule("its input is a vector on the right")
     if factor_axes(ctx.node, data, rank) != list(range(rank)):
         raise NoRule("it transposes its input")
-    rows, columns = factor_axes(ctx.node, weight, len(matrix))[-2:]
+    *batch, rows, columns = factor_axes(ctx.node, weight, len(matrix))
+    if batch != list(range(len(batch))):
+        raise NoRule("it transposes its weight's batch axes")
     in_axis, out_axis = (rows, columns) if data == 0 else (columns, rows)
     channel_axis = rank - 1 if data == 0 else rank - 2
     if source.varying and channel_axis not in source.varying:
