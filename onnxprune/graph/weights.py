@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from onnxprune.graph.stored import along_axis, evaluate_stored, stored_constants
+from onnxprune.graph.stored import along_axis, evaluate_stored, is_quantizer, stored_constants
 from onnxprune.graph.structure import Layer
 
 _BIASED = ("Conv", "ConvTranspose", "Gemm")
@@ -240,7 +240,7 @@ def affine_step(
 
     ``axis`` is the channel axis of ``source``, which has ``rank`` axes.
     """
-    if node.op_type == "Identity" or _is_idle_dropout(constants, node):
+    if _passes(constants, node):
         return np.ones(1), np.zeros(1)
     if node.op_type == "BatchNormalization" and node.input[0] == source and axis == 1:
         return _normalisation(constants, node)
@@ -262,6 +262,16 @@ def affine_step(
             return value, np.zeros_like(value)
         case _:
             return 1.0 / value, np.zeros_like(value)
+
+
+def _passes(constants: Constants, node: onnx.NodeProto) -> bool:
+    """Whether the node changes nothing, but for rounding: a quantizer with room below zero is one."""
+    if node.op_type == "QuantizeLinear" and is_quantizer(node):
+        if len(node.input) < 3 or node.input[2] not in constants:
+            return False
+        zero = constants.read(node.input[2])
+        return np.issubdtype(zero.dtype, np.integer) and bool((zero > np.iinfo(zero.dtype).min).all())
+    return node.op_type == "Identity" or is_quantizer(node) or _is_idle_dropout(constants, node)
 
 
 def _is_idle_dropout(constants: Constants, node: onnx.NodeProto) -> bool:
@@ -286,7 +296,7 @@ def _shift_place(constants: Constants, affine: Affine) -> tuple[str, int] | None
     """The constant of the first node of the chain that does anything, and the sign a shift takes there."""
     for name in affine.chain:
         node = constants.node(name)
-        if node.op_type in ("Identity", "Dropout"):
+        if node.op_type in ("Identity", "Dropout") or is_quantizer(node):
             continue
         places = {
             "BatchNormalization": [(3, -1)],

@@ -10,6 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from onnxprune.graph.analysis import analyze_graph
+from onnxprune.graph.joins import Targets
 from onnxprune.graph.rewrite import rewrite
 from onnxprune.graph.weights import Constants, read_matrix, rounded_matrix, write_matrix
 from onnxprune.progress import SilentProgress
@@ -46,6 +47,20 @@ def test_levels_are_refitted_and_scales_stay(per_channel: bool, tmp_path: Path) 
         assert tensor.data_type == after[name].data_type and tensor.dims == after[name].dims
         if tensor.data_type == onnx.TensorProto.FLOAT:
             assert np.array_equal(numpy_helper.to_array(tensor), numpy_helper.to_array(after[name]))
+
+
+@pytest.mark.parametrize(("zero", "joined"), [(3, True), (-128, False)])
+def test_a_join_is_seen_through_quantizers_that_leave_room_below_zero(zero: int, joined: bool) -> None:
+    """One that cuts at zero is a ReLU, and what it hides can't be told from the join."""
+    b = Builder()
+    x = b.relu(b.conv(b.input((1, 3, 6, 6)), 4, 3))
+    y = b.conv(x, 4, 3)
+    for op in ("QuantizeLinear", "DequantizeLinear"):
+        y = b.node(op, [y, b.constant(np.float32(0.05)), b.constant(np.int8(zero))])
+    join = b.like("Add", x, y)
+    graph = analyze_graph(b.model(b.conv(join, 3)))
+    target = Targets(graph).of(graph.layers[1])
+    assert (target.tensor, target.shortcut) == ((join, x) if joined else (graph.layers[1].output, None))
 
 
 @pytest.mark.parametrize("axis", [None, 0])

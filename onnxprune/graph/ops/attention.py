@@ -85,7 +85,7 @@ def rotary_embedding(ctx: Context) -> None:
         raise NoRule("its heads are folded into the last axis")
     if any(ctx.labels(index).varying for index in (1, 2, 3) if ctx.has(index)):
         raise NoRule("its angles carry channels")
-    ctx.emit(0, ctx.uniform(ctx.labels(0), (2, 3), _WHY))
+    ctx.emit(0, ctx.uniform(ctx.labels(0), (0, 2, 3), _WHY))
 
 
 @rule("MultiHeadAttention", domain=DOMAIN)
