@@ -225,8 +225,10 @@ def shared_weights(b: Builder, draw: Draw, x: str) -> str:
 
 
 def pinned(b: Builder, draw: Draw, x: str) -> str:
-    """Ops that look at all channels at once: nothing that reaches them may go."""
-    return b.like("Softmax", x, axis=1) if pick(draw, 0, 1) else b.like("LRN", x, size=3)
+    """Ops that look at several channels at once: nothing that reaches the Softmax may go."""
+    if pick(draw, 0, 1):
+        return b.like("Softmax", x, axis=1)
+    return b.like("LRN", x, size=pick(draw, 1, 3, 5), alpha=2.0, bias=0.7)
 
 
 def reduce_space(b: Builder, draw: Draw, x: str) -> str:

@@ -11,6 +11,7 @@ from onnxprune.graph.labels import Labels
 from onnxprune.graph.ops import find_rule
 from onnxprune.graph.ops.context import Context, State
 from onnxprune.graph.ops.elementwise import meet_again, settle_constants
+from onnxprune.graph.ops.quantization import settle_stored
 from onnxprune.graph.ops.registry import NoRule
 from onnxprune.graph.prepare import prepare
 from onnxprune.graph.shapes import infer_concrete
@@ -57,6 +58,7 @@ def analyze_graph(
         settle_constants(state)
         make_rectangular(state.atoms, state.labels)
         meet_again(state)
+    settle_stored(state)
     pin_whole_axes(state.atoms, state.labels, state.weights)
     units = number_units(state.atoms)
     names = _names(graph)

@@ -15,10 +15,13 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError, OnnxPruneError, VerificationError
+from onnxprune.graph.edits import attribute
+from onnxprune.graph.equation import parse_equation
+from onnxprune.graph.fused import DOMAIN, contraction, factor_axes
 from onnxprune.graph.kept import Kept
 from onnxprune.graph.plan import Plan, validate
-from onnxprune.graph.resize import attribute
 from onnxprune.graph.shapes import skeleton
+from onnxprune.graph.stored import without_rounding
 from onnxprune.graph.structure import PruningGraph
 from onnxprune.io.limits import INLINE_LIMIT, weight_bytes
 from onnxprune.io.save import save
@@ -37,9 +40,9 @@ _FATAL = 4
 def masked(graph: PruningGraph, plan: Plan) -> onnx.ModelProto:
     """The whole model, with the channels that ``plan`` removes multiplied by 0 wherever they are summed.
 
-    A Mul with a 0/1 mask is put in front of every input of a Conv, ConvTranspose, Gemm or MatMul
-    whose contracted axis holds removed units. Nothing else changes, so no rule of the analysis or
-    of the rewriting has a part in it.
+    A Mul with a 0/1 mask is put in front of every input of a Conv, ConvTranspose, Gemm, MatMul or
+    Einsum whose contracted axis holds removed units, and of an LRN, which sums over neighbours.
+    Nothing else changes, so no rule of the analysis or of the rewriting has a part in it.
     """
     validate(graph, plan)
     kept = Kept(graph, plan)
@@ -77,14 +80,18 @@ def verify(
     """Compare ``pruned`` with the masked original on ``samples`` random signed inputs.
 
     Returns the largest relative error ``max|a - b| / max(1e-6, max|a|)`` over the outputs.
-    ``input_shapes`` replaces shapes at batch 1 by name; ``tolerance`` is 1e-5, more in half
-    precision. VerificationError above it; ModelError if onnxruntime can't run the original.
+    Activations are left unquantized in both, since a rounding error at the edge between two levels
+    would become a whole level. ``input_shapes`` replaces shapes at batch 1 by name; ``tolerance`` is
+    1e-5, more in half precision. VerificationError above it; ModelError if onnxruntime can't run the
+    original.
     """
     if tolerance is None:
         half = any(tensor.data_type in _HALF for tensor in graph.model.graph.initializer)
         tolerance = _HALF_TOLERANCE if half else TOLERANCE
-    original = _session(masked(graph, plan), ModelError, "onnxruntime can't run the original model")
-    small = _session(pruned, VerificationError, "onnxruntime can't run the pruned model")
+    original = _session(
+        without_rounding(masked(graph, plan)), ModelError, "onnxruntime can't run the original model"
+    )
+    small = _session(without_rounding(pruned), VerificationError, "onnxruntime can't run the pruned model")
     generator = np.random.default_rng(seed)
     worst = 0.0
     for _ in range(samples):
@@ -119,19 +126,32 @@ def relative_error(wanted: Array, found: Array) -> float:
 
 def contracted_axes(node: onnx.NodeProto, kept: Kept) -> Iterator[tuple[int, int]]:
     """Inputs of ``node``, by position, with the axis that it sums over: channels that meet there mix."""
-    if node.domain not in ("", "ai.onnx") or not all(kept.known(name) for name in node.input[:2]):
+    op = contraction(node)
+    if not all(kept.known(name) for name in node.input[:2]):
         return
-    if node.op_type == "Conv":
+    if op == "Conv":
         if kept.shape(node.input[1])[1] > 1 or attribute(node, "group", 1) == 1:  # else depthwise: no sum
             yield 0, 1
-    elif node.op_type == "ConvTranspose":
+    elif op in ("ConvTranspose", "LRN"):
         yield 0, 1
-    elif node.op_type == "Gemm":
-        yield 0, 0 if attribute(node, "transA", 0) else 1
-        yield 1, 1 if attribute(node, "transB", 0) else 0
-    elif node.op_type == "MatMul":
-        yield 0, len(kept.shape(node.input[0])) - 1
-        yield 1, max(len(kept.shape(node.input[1])) - 2, 0)
+    elif op in ("Gemm", "MatMul"):
+        yield 0, factor_axes(node, 0, len(kept.shape(node.input[0])))[-1]
+        yield 1, factor_axes(node, 1, len(kept.shape(node.input[1])))[-2:][0]
+    elif node.op_type == "Attention" and node.domain == DOMAIN:
+        yield 0, 2
+    elif op == "Einsum":
+        yield from _summed_axes(node, kept)
+
+
+def _summed_axes(node: onnx.NodeProto, kept: Kept) -> Iterator[tuple[int, int]]:
+    ranks = [len(kept.shape(name)) for name in node.input if kept.known(name)]
+    equation = parse_equation(attribute(node, "equation", b"").decode(), ranks)
+    if equation is None:
+        return
+    for position, letters in enumerate(equation.operands):
+        for axis, letter in enumerate(letters):
+            if letter in equation.summed:
+                yield position, axis
 
 
 def _add_mask(graph: onnx.GraphProto, kept: Kept, name: str, axis: int, kind: int) -> str:

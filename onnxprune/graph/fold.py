@@ -20,7 +20,7 @@ _LIMIT = 1 << 24
 _LONGEST = 64
 """Most elements of an integer vector that is taken for shape arithmetic."""
 
-_INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+_INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
 
 # Folding these away would change what the model is: random numbers, and the quantisation it states.
 _KEPT = frozenset(
@@ -42,7 +42,7 @@ def fold_constants(model: onnx.ModelProto) -> None:
     """Replace, in place, what is computed from constants and stated shapes by initializers.
 
     Shape arithmetic that only a dynamic batch keeps from being constant is replaced where it ends
-    in a Reshape: the target becomes a constant that copies or infers the batch.
+    in a Reshape or an Expand: the target becomes a constant that copies or infers the batch.
     """
     before = -1
     while before != len(model.graph.initializer):
@@ -122,11 +122,12 @@ def _fold_once(model: onnx.ModelProto, shapes: Mapping[str, tuple[Dim, ...]]) ->
             if sizes is not None:
                 arithmetic[node.output[0]] = sizes
                 if all(isinstance(size, int) for size in sizes.ravel()):
-                    values = {node.output[0]: np.asarray(sizes, np.int64)}
+                    kind = np.bool_ if node.op_type == "Equal" else np.int64
+                    values = {node.output[0]: np.asarray(sizes, kind)}
         if values is None:
             kept.append(node)
-            if node.op_type == "Reshape" and standard:
-                _fix_reshape(node, graph, shapes, read)
+            if node.op_type in ("Reshape", "Expand") and standard:
+                _fix_target(node, graph, shapes, read)
             continue
         for name, value in values.items():
             tensor = value if isinstance(value, onnx.TensorProto) else numpy_helper.from_array(value, name)
@@ -213,7 +214,7 @@ def _as_sizes(value: npt.NDArray[Any]) -> Sizes:
     return result
 
 
-def _fix_reshape(
+def _fix_target(
     node: onnx.NodeProto,
     graph: onnx.GraphProto,
     shapes: Mapping[str, tuple[Dim, ...]],
@@ -224,11 +225,12 @@ def _fix_reshape(
     if any(attribute.name == "allowzero" and attribute.i for attribute in node.attribute):
         return
     target = None
+    constant = _expand_target if node.op_type == "Expand" else _reshape_target
     wanted = read(node.input[1])
     if wanted is not None:
-        target = _static_target(shapes.get(node.input[0]), list(wanted))
+        target = constant(shapes.get(node.input[0]), list(wanted))
     if target is None and 0 not in shapes.get(node.output[0], (0,)):
-        target = _static_target(shapes.get(node.input[0]), shapes[node.output[0]])
+        target = constant(shapes.get(node.input[0]), shapes[node.output[0]])
     if target is None:
         return
     taken = {tensor.name for tensor in graph.initializer} | {
@@ -239,13 +241,23 @@ def _fix_reshape(
     node.input[1] = name
 
 
-def _static_target(source: Sequence[Dim] | None, wanted: Sequence[Dim]) -> list[int] | None:
+def _reshape_target(source: Sequence[Dim] | None, wanted: Sequence[Dim]) -> list[int] | None:
     """A constant Reshape target for one with at most one size that is neither known nor copied."""
     target = []
     for axis, dim in enumerate(wanted):
         copied = source is not None and axis < len(source) and source[axis] == dim
         target.append(dim if isinstance(dim, int) else 0 if copied else -1)
     return target if target.count(-1) <= 1 else None
+
+
+def _expand_target(source: Sequence[Dim] | None, wanted: Sequence[Dim]) -> list[int] | None:
+    """A constant Expand target for one whose unknown sizes are those of the input already."""
+    if source is None or len(source) > len(wanted):
+        return None
+    aligned = (*(1 for _ in range(len(wanted) - len(source))), *source)
+    target = [dim if isinstance(dim, int) else 1 for dim in wanted]
+    same = all(isinstance(dim, int) or dim == given for dim, given in zip(wanted, aligned, strict=True))
+    return target if same else None
 
 
 def unique_name(wanted: str, taken: set[str]) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import onnx
 from onnx import shape_inference
 
+from onnxprune.graph.fused import stand_in
+
 Dim = int | str
 
 _SMALL = 1024
 """Initializers of at most this many elements take part in shape inference by value."""
-
-_LIKE_INPUT = frozenset({"GroupNormalization"})
 
 
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -48,11 +48,12 @@ def infer_bare(bare: onnx.ModelProto) -> dict[str, tuple[Dim, ...]]:
     """Symbolic shapes of a skeleton, which may have been changed meanwhile."""
     changed = onnx.ModelProto()
     changed.CopyFrom(bare)
-    for node in changed.graph.node:
-        if node.op_type in _LIKE_INPUT and node.domain in ("", "ai.onnx"):
-            # onnx can't infer these, though they keep their input's shape.
-            node.op_type = "Identity"
-            del node.input[1:], node.attribute[:]
+    opset = max((entry.version for entry in bare.opset_import if entry.domain in ("", "ai.onnx")), default=1)
+    matrices = {tensor.name for tensor in bare.graph.initializer if len(tensor.dims) == 2}
+    matrices.update(v.name for v in bare.graph.input if len(v.type.tensor_type.shape.dim) == 2)
+    del changed.graph.node[:]
+    for node in bare.graph.node:
+        changed.graph.node.extend(stand_in(node, opset, matrices) or [node])
     try:
         inferred = shape_inference.infer_shapes(changed, check_type=False, strict_mode=False, data_prop=True)
     except Exception:  # onnx raises several unrelated types; without shapes everything is pinned, not wrong

@@ -8,6 +8,7 @@ import onnx
 
 from onnxprune.errors import ModelError
 from onnxprune.graph.fold import captured, fold_constants, remove_dead, unique_name
+from onnxprune.graph.stored import fold_transposes, separate_stored
 
 _CLONE = "::"
 
@@ -34,7 +35,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
         result.ir_version = 4
     fold_constants(result)
     _name_nodes(graph)
-    _read_once(graph)
+    _separate_constants(graph)
     remove_dead(graph)
     return result
 
@@ -81,13 +82,20 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
         seen.add(node.name)
 
 
-def _read_once(graph: onnx.GraphProto) -> None:
-    """Give every node input its own initializer; what subgraphs or outputs read keeps its name."""
+def _separate_constants(graph: onnx.GraphProto) -> None:
+    """Give every node input its own constant; what subgraphs or outputs read keeps its name."""
+    kept = {value.name for value in graph.output}
+    kept.update(name for node in graph.node for name in captured(node))
+    taken = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
+    taken.update(name for node in graph.node for name in (node.name, *node.output))
+    fold_transposes(graph, kept, taken)
+    separate_stored(graph, kept, taken)
+    _read_once(graph, kept, taken)
+
+
+def _read_once(graph: onnx.GraphProto, kept: Collection[str], taken: set[str]) -> None:
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    taken = set(tensors) | {value.name for value in graph.input}
-    taken.update(name for node in graph.node for name in node.output)
-    read = {value.name for value in graph.output}
-    read.update(name for node in graph.node for name in captured(node))
+    read = set(kept)
     for node in graph.node:
         for index, name in enumerate(node.input):
             if name not in tensors:

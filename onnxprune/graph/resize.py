@@ -7,95 +7,29 @@ where an index of a concerned axis goes; everything else stays as the exporter w
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 
-from onnxprune.errors import RewriteError
-from onnxprune.graph.kept import Kept
+from onnxprune.graph.edits import (
+    Array,
+    Edits,
+    attribute,
+    input_name,
+    mismatch,
+    remove_attribute,
+    set_attribute,
+)
+from onnxprune.graph.fused import DOMAIN
+from onnxprune.graph.respace import respace
 from onnxprune.graph.structure import BoolArray, IntArray
-
-Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@dataclass
-class Edits:
-    """What the functions read (``kept``, ``opset``, the nodes' constants) and what they write.
-
-    ``constants`` maps names of initializers to new values; ``added`` holds initializers that the
-    model did not have; ``after`` maps a node's first output to a node to insert behind it.
-    """
-
-    kept: Kept
-    opset: int
-    initializers: dict[str, onnx.TensorProto]
-    producers: dict[str, onnx.NodeProto]
-    names: set[str]
-    constants: dict[str, Array] = field(default_factory=dict)
-    added: dict[str, Array] = field(default_factory=dict)
-    after: dict[str, onnx.NodeProto] = field(default_factory=dict)
-
-    def constant(self, node: onnx.NodeProto, position: int) -> Array | None:
-        """The value of a constant input; None if it is absent or computed."""
-        name = input_name(node, position)
-        if not name or name not in self.initializers:
-            return None
-        return numpy_helper.to_array(self.initializers[name])
-
-    def set_constant(self, node: onnx.NodeProto, position: int, value: Array) -> None:
-        """Replace the value of a constant input."""
-        self.constants[node.input[position]] = value
-
-    def fresh(self, base: str) -> str:
-        """A name that nothing in the model has."""
-        name, count = base, 0
-        while name in self.names:
-            count += 1
-            name = f"{base}_{count}"
-        self.names.add(name)
-        return name
-
-    def add_constant(self, node: onnx.NodeProto, base: str, value: Array) -> str:
-        """A new initializer; returns its name."""
-        name = self.fresh(f"{node.name}_{base}")
-        self.added[name] = value
-        return name
-
-
-def input_name(node: onnx.NodeProto, position: int) -> str:
-    """Name of an input, "" if it is absent."""
-    return node.input[position] if position < len(node.input) else ""
-
-
-def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    """Value of an attribute."""
-    for item in node.attribute:
-        if item.name == name:
-            return helper.get_attribute_value(item)
-    return default
-
-
-def set_attribute(node: onnx.NodeProto, name: str, value: Any) -> None:
-    """Give an attribute a value."""
-    remove_attribute(node, name)
-    node.attribute.append(helper.make_attribute(name, value))
-
-
-def remove_attribute(node: onnx.NodeProto, name: str) -> None:
-    """Drop an attribute if it is there."""
-    for position, item in enumerate(node.attribute):
-        if item.name == name:
-            del node.attribute[position]
-            return
 
 
 def resize(node: onnx.NodeProto, edits: Edits) -> None:
     """Bring everything in ``node`` that states a size in line with the kept indices."""
-    family = _FAMILIES.get(node.op_type)
-    if family is None or node.domain not in ("", "ai.onnx"):
+    families = _FUSED if node.domain == DOMAIN else _FAMILIES if node.domain in ("", "ai.onnx") else {}
+    family = families.get(node.op_type)
+    if family is None:
         return
     names = [name for name in (*node.input, *node.output) if name and edits.kept.known(name)]
     if any(edits.kept.any_pruned(name) for name in names):
@@ -120,7 +54,7 @@ def _set_groups(node: onnx.NodeProto, channels: int, edits: Edits) -> None:
     before, per_group = attribute(node, "group", 1), edits.kept.size(node.input[1], 1)
     groups, rest = divmod(channels, per_group)
     if rest or edits.kept.size(node.input[1], 0) % groups or (before == 1 and groups != 1):
-        raise _mismatch(node, f"{channels} channels don't split into groups of {per_group}")
+        raise mismatch(node, f"{channels} channels don't split into groups of {per_group}")
     if groups != before:
         set_attribute(node, "group", groups)
 
@@ -128,7 +62,36 @@ def _set_groups(node: onnx.NodeProto, channels: int, edits: Edits) -> None:
 def _check_bias(node: onnx.NodeProto, channels: int, edits: Edits) -> None:
     bias = input_name(node, 2)
     if bias and edits.kept.size(bias, 0) != channels:
-        raise _mismatch(node, f"its bias would not have {channels} entries")
+        raise mismatch(node, f"its bias would not have {channels} entries")
+
+
+def _attention(node: onnx.NodeProto, edits: Edits) -> None:
+    """State the number of heads where they are folded into the last axis."""
+    for position, name in ((0, "q_num_heads"), (1, "kv_num_heads")):
+        before = attribute(node, name, 0)
+        if before:
+            set_attribute(node, name, _heads_left(node, position, before, edits))
+
+
+def _folded_attention(node: onnx.NodeProto, edits: Edits) -> None:
+    """The fused form, which states one number for queries, keys and values."""
+    set_attribute(node, "num_heads", _heads_left(node, 0, attribute(node, "num_heads", 1), edits))
+
+
+def _packed_attention(node: onnx.NodeProto, edits: Edits) -> None:
+    """The fused form with its projection: the heads are those of the weight's columns, three times."""
+    before = attribute(node, "num_heads", 1)
+    set_attribute(node, "num_heads", _heads_left(node, 1, 3 * before, edits) // 3)
+
+
+def _heads_left(node: onnx.NodeProto, position: int, heads: int, edits: Edits) -> int:
+    """How many of the heads on the last axis of an input stay; they go as a whole."""
+    tensor = node.input[position]
+    axis = len(edits.kept.shape(tensor)) - 1
+    mask = edits.kept.mask(tensor, axis).reshape(heads, -1)
+    if not np.array_equal(mask.any(1), mask.all(1)):
+        raise mismatch(node, "a part of a head would go")
+    return int(mask.all(1).sum())
 
 
 def _group_normalization(node: onnx.NodeProto, edits: Edits) -> None:
@@ -138,7 +101,7 @@ def _group_normalization(node: onnx.NodeProto, edits: Edits) -> None:
         return
     mask = edits.kept.mask(node.input[0], 1).reshape(groups, each)
     if not np.array_equal(mask.any(1), mask.all(1)):
-        raise _mismatch(node, "a part of a normalisation group would go")
+        raise mismatch(node, "a part of a normalisation group would go")
     set_attribute(node, "num_groups", after // each)
 
 
@@ -208,7 +171,7 @@ def _tile(node: onnx.NodeProto, edits: Edits) -> None:
                 edits.kept.size(node.output[0], axis), edits.kept.size(node.input[0], axis)
             )
             if rest:
-                raise _mismatch(node, f"the copies along axis {axis} would differ")
+                raise mismatch(node, f"the copies along axis {axis} would differ")
     edits.set_constant(node, 1, repeats)
 
 
@@ -218,10 +181,10 @@ def _split(node: onnx.NodeProto, edits: Edits) -> None:
     if not edits.kept.pruned(node.input[0], axis):
         return
     if len(outputs) != len(node.output):
-        raise _mismatch(node, "an output without a name has no size")
+        raise mismatch(node, "an output without a name has no size")
     sizes = [edits.kept.size(name, axis) for name in outputs]
     if 0 in sizes:
-        raise _mismatch(node, "an output would be empty")
+        raise mismatch(node, "an output would be empty")
     total, parts = sum(sizes), len(sizes)
     if edits.opset >= 13:
         if edits.constant(node, 1) is not None:
@@ -264,7 +227,7 @@ def _slice(node: onnx.NodeProto, edits: Edits) -> None:
         step = int(new[1] - new[0]) if len(new) > 1 else 1
         if len(new) > 1 and (np.diff(new) != step).any():
             starts[position], ends[position], steps[position] = 0, size, 1
-            _gather_after(node, axis, new, edits)
+            edits.gather_after(node, axis, new)
         else:
             # A negative step that ends at index 0 needs an end below every index.
             end = int(new[-1]) + (1 if step > 0 else -1)
@@ -306,23 +269,6 @@ def _renumber(indices: IntArray, mask: BoolArray) -> IntArray:
     return (np.cumsum(mask) - 1)[indices]
 
 
-def _gather_after(node: onnx.NodeProto, axis: int, indices: IntArray, edits: Edits) -> None:
-    """Insert a Gather behind ``node``: it takes over the node's output name."""
-    output = node.output[0]
-    if output in edits.after:
-        raise _mismatch(node, "irregular on two axes")
-    inner = edits.fresh(f"{output}_all")
-    gather = helper.make_node(
-        "Gather",
-        [inner, edits.add_constant(node, "indices", indices.astype(np.int64))],
-        [output],
-        name=edits.fresh(f"{node.name}_select"),
-        axis=axis,
-    )
-    node.output[0] = inner
-    edits.after[inner] = gather
-
-
 def _gather(node: onnx.NodeProto, edits: Edits) -> None:
     rank = len(edits.kept.shape(node.input[0]))
     axis = attribute(node, "axis", 0) % rank
@@ -331,13 +277,31 @@ def _gather(node: onnx.NodeProto, edits: Edits) -> None:
         return
     indices = edits.constant(node, 1)
     if indices is None:
-        raise _mismatch(node, "its indices are computed")
+        raise mismatch(node, "its indices are computed")
     wanted = np.where(indices < 0, indices + len(mask), indices).astype(np.int64)
     for position in range(indices.ndim):
         wanted = np.compress(edits.kept.mask(node.output[0], axis + position), wanted, axis=position)
     if not mask[wanted].all():
-        raise _mismatch(node, "it selects an entry that would go")
+        raise mismatch(node, "it selects an entry that would go")
     edits.set_constant(node, 1, np.asarray(_renumber(wanted, mask), indices.dtype))
+
+
+def _gather_nd(node: onnx.NodeProto, edits: Edits) -> None:
+    batch, rank = attribute(node, "batch_dims", 0), len(edits.kept.shape(node.input[0]))
+    masks = [edits.kept.mask(node.input[0], axis) for axis in range(rank)]
+    indices = edits.constant(node, 1)
+    if indices is None:
+        return  # computed, so of axes that stay: the check of all shapes after rewriting decides
+    for position in range(indices.ndim - 1):
+        indices = np.compress(edits.kept.mask(node.output[0], position), indices, axis=position)
+    new = indices.copy()
+    for column in range(indices.shape[-1]):
+        mask = masks[batch + column]
+        wanted = np.where(indices[..., column] < 0, indices[..., column] + len(mask), indices[..., column])
+        if not mask[wanted].all():
+            raise mismatch(node, "it selects an entry that would go")
+        new[..., column] = _renumber(wanted, mask)
+    edits.set_constant(node, 1, new)
 
 
 def _pad(node: onnx.NodeProto, edits: Edits) -> None:
@@ -345,7 +309,7 @@ def _pad(node: onnx.NodeProto, edits: Edits) -> None:
     stated = attribute(node, "pads", None) if edits.opset < 11 else edits.constant(node, 1)
     axes = edits.constant(node, 3) if edits.opset >= 18 else None
     if stated is None:
-        raise _mismatch(node, "its amounts are computed")
+        raise mismatch(node, "its amounts are computed")
     if axes is None:
         axes = np.arange(rank)
     pads = [int(amount) for amount in stated]
@@ -376,23 +340,24 @@ def _resize(node: onnx.NodeProto, edits: Edits) -> None:
     edits.set_constant(node, 3, new)
 
 
-def _mismatch(node: onnx.NodeProto, why: str) -> RewriteError:
-    return RewriteError(
-        f"can't rewrite the node {node.name!r} ({node.op_type}): {why}",
-        hint="leave its channels alone with --keep, and please report the model's structure",
-    )
-
-
 _FAMILIES: dict[str, Callable[[onnx.NodeProto, Edits], None]] = {
+    "Attention": _attention,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "Expand": _expand,
     "Gather": _gather,
+    "GatherND": _gather_nd,
     "GroupNormalization": _group_normalization,
+    "LRN": respace,
     "Pad": _pad,
     "Reshape": _reshape,
     "Resize": _resize,
     "Slice": _slice,
     "Split": _split,
     "Tile": _tile,
+}
+_FUSED: dict[str, Callable[[onnx.NodeProto, Edits], None]] = {
+    "Attention": _packed_attention,
+    "FusedConv": _conv,
+    "MultiHeadAttention": _folded_attention,
 }

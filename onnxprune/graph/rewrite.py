@@ -10,9 +10,10 @@ import onnx.shape_inference
 from onnx import TensorProto, numpy_helper
 
 from onnxprune.errors import ModelError, RewriteError
+from onnxprune.graph.edits import Array, Edits
 from onnxprune.graph.kept import Kept
 from onnxprune.graph.plan import Plan, validate
-from onnxprune.graph.resize import Array, Edits, resize
+from onnxprune.graph.resize import resize
 from onnxprune.graph.shapes import skeleton
 from onnxprune.graph.structure import BoolArray, PruningGraph
 from onnxprune.io.validate import check_model, shorten, without_initializers
@@ -67,15 +68,12 @@ def _edits(model: onnx.ModelProto, kept: Kept) -> Edits:
 def _resize_nodes(graph: onnx.GraphProto, edits: Edits) -> None:
     for node in graph.node:
         resize(node, edits)
-    if not edits.after:
+    if not edits.before and not edits.after:
         return
     nodes = list(graph.node)
     del graph.node[:]
     for node in nodes:
-        graph.node.append(node)
-        for name in node.output:
-            if name in edits.after:
-                graph.node.append(edits.after[name])
+        graph.node.extend((*edits.before.get(node.name, ()), node, *edits.after.get(node.name, ())))
 
 
 def _masks(kept: Kept, tensor: str) -> dict[int, BoolArray]:

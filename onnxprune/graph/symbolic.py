@@ -12,7 +12,7 @@ import onnx
 from onnxprune.graph.inference import Dim
 
 Sizes = npt.NDArray[np.object_]
-"""A scalar or vector whose elements are integers or names of unknown sizes."""
+"""A scalar or vector whose elements are integers, truth values or names of unknown sizes."""
 
 _Reader = Callable[[str], Sizes | None]
 
@@ -112,16 +112,48 @@ def _arithmetic(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes |
     return result
 
 
+def _equal(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | None:
+    left, right = inputs[0], inputs[1]
+    if left is None or right is None:
+        return None
+    left, right = np.broadcast_arrays(left, right)
+    result = np.empty(left.shape, np.object_)
+    for index in np.ndindex(left.shape):
+        a, b = left[index], right[index]
+        known = (isinstance(a, int) and isinstance(b, int)) or a == b
+        # A size, whatever it is, is not negative.
+        if not known and not any(isinstance(size, int) and size < 0 for size in (a, b)):
+            return None
+        result[index] = a == b
+    return result
+
+
+def _where(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | None:
+    chosen = _integers(inputs[0])
+    condition, yes, no = inputs
+    if chosen is None or condition is None or yes is None or no is None:
+        return None
+    result: Sizes = np.where(np.array(chosen, np.bool_).reshape(condition.shape), yes, no)
+    return result
+
+
+def _vector(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | None:
+    return inputs[0].reshape(-1) if inputs[0] is not None and _integers(inputs[1]) == [-1] else None
+
+
 _RULES: dict[str, Callable[[onnx.NodeProto, Sequence[Sizes | None]], Sizes | None]] = {
     "Add": _arithmetic,
     "Cast": _same,
     "Concat": _concat,
     "Div": _arithmetic,
+    "Equal": _equal,
     "Gather": _gather,
     "Identity": _same,
     "Mul": _arithmetic,
+    "Reshape": _vector,
     "Slice": _slice,
     "Squeeze": _to_scalar,
     "Sub": _arithmetic,
     "Unsqueeze": _to_vector,
+    "Where": _where,
 }

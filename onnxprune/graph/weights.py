@@ -11,26 +11,48 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from onnxprune.graph.stored import along_axis, evaluate_stored, is_quantizer, stored_constants
 from onnxprune.graph.structure import Layer
+
+_BIASED = ("Conv", "ConvTranspose", "Gemm")
+"""Layers that can add a third input."""
 
 FloatArray = npt.NDArray[np.float64]
 
 
 class Constants:
-    """The initializers of one model, by name: read as arrays, replaced in place."""
+    """The constants of one model, by name: read as arrays, replaced in place.
+
+    A constant that is stored quantized is read as what it stands for, and written on the same scale.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        """Index the initializers of ``model``; `write` changes this model."""
+        """Index the constants of ``model``; `write` changes this model."""
         self.model = model
         self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._stored = stored_constants(model.graph)
         self._nodes = {node.name: node for node in model.graph.node}
 
     def __contains__(self, name: str) -> bool:
-        """Whether an initializer has that name."""
-        return name in self._tensors
+        """Whether a constant has that name."""
+        return name in self._tensors or name in self._stored
+
+    def writable(self, name: str) -> bool:
+        """Whether the constant can be replaced: it is an initializer, or stored as 8 bits or more."""
+        if name not in self._stored:
+            return name in self._tensors
+        source = self._stored[name].input[0]
+        return source in self._stored or np.issubdtype(self.read(source).dtype, np.integer)
+
+    def quantized(self, name: str) -> bool:
+        """Whether the constant is stored quantized."""
+        return name in self._stored
 
     def read(self, name: str) -> npt.NDArray[Any]:
-        """The array of an initializer."""
+        """The array of a constant."""
+        if name in self._stored:
+            node = self._stored[name]
+            return evaluate_stored(node, [self.read(given) for given in node.input if given])
         return numpy_helper.to_array(self._tensors[name])
 
     def node(self, name: str) -> onnx.NodeProto:
@@ -38,10 +60,38 @@ class Constants:
         return self._nodes[name]
 
     def write(self, name: str, value: npt.NDArray[Any]) -> None:
-        """Replace an initializer's values, keeping its type."""
+        """Replace a constant's values, keeping the type (and the scale) that it is stored in."""
+        if name in self._stored:
+            node = self._stored[name]
+            source = node.input[0]
+            keeps = node.op_type == "QuantizeLinear" or source in self._stored
+            return self.write(source, value if keeps else self._levels(node, value))
         tensor = self._tensors[name]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value.astype(dtype)), name))
+
+    def rounded(self, name: str, value: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """What `read` would give after `write`, for a constant that is stored quantized."""
+        node = self._stored.get(name)
+        if node is None:
+            return value
+        if node.op_type == "QuantizeLinear":
+            inner = value.astype(np.float32)
+        elif node.input[0] in self._stored:
+            inner = self.rounded(node.input[0], value)
+        else:
+            inner = self._levels(node, value)
+        return evaluate_stored(node, [inner, *(self.read(given) for given in node.input[1:] if given)])
+
+    def _levels(self, node: onnx.NodeProto, value: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The levels that a DequantizeLinear comes nearest to ``value`` with."""
+        kind = self._tensors[node.input[0]].data_type
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+        parameters = [self.read(given).astype(np.float64) for given in node.input[1:] if given]
+        scale, *zero = (along_axis(node, parameter, value.ndim) for parameter in parameters)
+        limits = np.iinfo(dtype)
+        levels = np.rint(value / scale) + (zero[0] if zero else 0)
+        return np.asarray(levels.clip(limits.min, limits.max).astype(dtype))
 
     def free_name(self, wanted: str) -> str:
         """``wanted``, or a name like it that no tensor of the graph has."""
@@ -93,7 +143,21 @@ def read_matrix(constants: Constants, layer: Layer) -> FloatArray:
     d runs over a group's input channels, then kernel positions; those of a ConvTranspose are
     mirrored, as `Geometry` reads it as a Conv of a widened input. Gemm: ``alpha`` is included.
     """
-    weight = constants.read(layer.weight).astype(np.float64)
+    return _as_matrix(constants, layer, constants.read(layer.weight))
+
+
+def write_matrix(constants: Constants, layer: Layer, matrix: FloatArray) -> None:
+    """Store ``matrix`` (groups, d, C_out / groups) as the layer's weights; inverse of `read_matrix`."""
+    constants.write(layer.weight, _as_weight(constants, layer, matrix))
+
+
+def rounded_matrix(constants: Constants, layer: Layer, matrix: FloatArray) -> FloatArray:
+    """What `read_matrix` would give after `write_matrix`, up to the floats' precision."""
+    return _as_matrix(constants, layer, constants.rounded(layer.weight, _as_weight(constants, layer, matrix)))
+
+
+def _as_matrix(constants: Constants, layer: Layer, weight: npt.NDArray[Any]) -> FloatArray:
+    weight = weight.astype(np.float64)
     if layer.op == "Conv":
         return weight.reshape(layer.groups, weight.shape[0] // layer.groups, -1).transpose(0, 2, 1)
     if layer.op == "ConvTranspose":
@@ -104,8 +168,7 @@ def read_matrix(constants: Constants, layer: Layer) -> FloatArray:
     return np.asarray(matrix[None] * _attribute(constants.node(layer.name), "alpha", 1.0))
 
 
-def write_matrix(constants: Constants, layer: Layer, matrix: FloatArray) -> None:
-    """Store ``matrix`` (groups, d, C_out / groups) as the layer's weights; inverse of `read_matrix`."""
+def _as_weight(constants: Constants, layer: Layer, matrix: FloatArray) -> FloatArray:
     shape = constants.read(layer.weight).shape
     if layer.op == "Conv":
         weight = matrix.transpose(0, 2, 1)
@@ -115,7 +178,7 @@ def write_matrix(constants: Constants, layer: Layer, matrix: FloatArray) -> None
     else:
         flat = matrix[0] / _attribute(constants.node(layer.name), "alpha", 1.0)
         weight = flat if layer.weight_in_axis < layer.weight_out_axis else flat.T
-    constants.write(layer.weight, weight.reshape(shape))
+    return weight.reshape(shape)
 
 
 def read_bias(constants: Constants, layer: Layer, channels: int) -> FloatArray:
@@ -133,15 +196,17 @@ def can_shift(constants: Constants, layer: Layer, affine: Affine, *, new_bias: b
     Without ``new_bias`` only where no parameter has to be added for it.
     """
     node = constants.node(layer.name)
-    if layer.op != "MatMul" and _has_addend(node):
+    if has_addend(node):
         name = node.input[2]
         shape = constants.read(name).shape if name in constants else ()
         grows = math.prod(shape) < len(layer.out_units)
-        single = name in constants and math.prod(shape[:-1]) == 1
+        single = constants.writable(name) and math.prod(shape[:-1]) == 1
         return single and _beta(node) != 0 and (new_bias or not grows)
     if _shift_place(constants, affine) is not None:
         return True
-    return new_bias and layer.op != "MatMul" and _beta(node) != 0
+    # A float beside quantized weights would keep runtimes from computing the layer in integers.
+    can_grow = new_bias and not constants.quantized(layer.weight)
+    return can_grow and layer.op in _BIASED and _beta(node) != 0
 
 
 def add_shift(constants: Constants, layer: Layer, affine: Affine, shift: FloatArray) -> None:
@@ -151,7 +216,7 @@ def add_shift(constants: Constants, layer: Layer, affine: Affine, shift: FloatAr
     right behind it; a Conv or Gemm with neither is given a bias.
     """
     node = constants.node(layer.name)
-    if layer.op != "MatMul" and _has_addend(node):
+    if has_addend(node):
         old = constants.read(node.input[2]).astype(np.float64)
         shape = (*old.shape[:-1], len(shift))
         constants.write(node.input[2], np.broadcast_to(old, shape) + shift / _beta(node))
@@ -175,7 +240,7 @@ def affine_step(
 
     ``axis`` is the channel axis of ``source``, which has ``rank`` axes.
     """
-    if node.op_type == "Identity" or _is_idle_dropout(constants, node):
+    if _passes(constants, node):
         return np.ones(1), np.zeros(1)
     if node.op_type == "BatchNormalization" and node.input[0] == source and axis == 1:
         return _normalisation(constants, node)
@@ -197,6 +262,16 @@ def affine_step(
             return value, np.zeros_like(value)
         case _:
             return 1.0 / value, np.zeros_like(value)
+
+
+def _passes(constants: Constants, node: onnx.NodeProto) -> bool:
+    """Whether the node changes nothing, but for rounding: a quantizer with room below zero is one."""
+    if node.op_type == "QuantizeLinear" and is_quantizer(node):
+        if len(node.input) < 3 or node.input[2] not in constants:
+            return False
+        zero = constants.read(node.input[2])
+        return np.issubdtype(zero.dtype, np.integer) and bool((zero > np.iinfo(zero.dtype).min).all())
+    return node.op_type == "Identity" or is_quantizer(node) or _is_idle_dropout(constants, node)
 
 
 def _is_idle_dropout(constants: Constants, node: onnx.NodeProto) -> bool:
@@ -221,7 +296,7 @@ def _shift_place(constants: Constants, affine: Affine) -> tuple[str, int] | None
     """The constant of the first node of the chain that does anything, and the sign a shift takes there."""
     for name in affine.chain:
         node = constants.node(name)
-        if node.op_type in ("Identity", "Dropout"):
+        if node.op_type in ("Identity", "Dropout") or is_quantizer(node):
             continue
         places = {
             "BatchNormalization": [(3, -1)],
@@ -230,15 +305,15 @@ def _shift_place(constants: Constants, affine: Affine) -> tuple[str, int] | None
         }.get(node.op_type, [])
         for position, sign in places:
             given = node.input[position]
-            if given in constants and constants.read(given).size == len(affine.scale):
+            if constants.writable(given) and constants.read(given).size == len(affine.scale):
                 return given, sign
         return None
     return None
 
 
-def _has_addend(node: onnx.NodeProto) -> bool:
-    """Whether a Conv, ConvTranspose or Gemm adds its third input."""
-    return len(node.input) > 2 and bool(node.input[2])
+def has_addend(node: onnx.NodeProto) -> bool:
+    """Whether a layer adds its third input to its product."""
+    return node.op_type in _BIASED and len(node.input) > 2 and bool(node.input[2])
 
 
 def _beta(node: onnx.NodeProto) -> float:

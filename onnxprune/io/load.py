@@ -158,7 +158,8 @@ def _check_versions(model: onnx.ModelProto) -> None:
 
 
 def _check_purpose(model: onnx.ModelProto) -> None:
-    if model.training_info or any(entry.domain == _TRAINING_DOMAIN for entry in model.opset_import):
+    # onnxruntime writes models that import every domain that it knows: what counts is which are used.
+    if model.training_info or any(node.domain == _TRAINING_DOMAIN for node in limits.all_nodes(model)):
         raise ModelError(
             "the model is a training graph", hint="export the model for inference (eval mode) instead"
         )

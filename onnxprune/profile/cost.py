@@ -15,10 +15,13 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from onnxprune.errors import ModelError
+from onnxprune.graph.edits import Array, attribute
+from onnxprune.graph.equation import parse_equation
+from onnxprune.graph.fused import DOMAIN, contraction, factor_axes
 from onnxprune.graph.plan import kept_indices
 from onnxprune.graph.prepare import initializer_origin, prepare
-from onnxprune.graph.resize import Array, attribute
 from onnxprune.graph.shapes import infer_concrete
+from onnxprune.graph.stored import is_quantizer, stored_constants
 from onnxprune.graph.structure import BoolArray, IntArray, PruningGraph
 from onnxprune.io.share import equal_values, shared_initializers
 from onnxprune.profile.products import FloatArray, Products, ProductsBuilder
@@ -30,7 +33,7 @@ _FLOATS = frozenset(
         TensorProto.FLOAT8E5M2FNUZ, TensorProto.FLOAT4E2M1,
     }
 )  # fmt: skip
-_CONTRACTIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_CONTRACTIONS = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,10 @@ class LayerCost:
 def count(model: onnx.ModelProto) -> Cost:
     """Count a model as written, by shape inference at batch 1.
 
-    MACs: Conv, ConvTranspose, Gemm and MatMul (of two activations too), one multiply-accumulate
-    each. Parameters: entries of floating initializers and Constants that have an axis (a scalar is
-    a setting, not a weight), shared ones once. Quantized weights count where they are dequantized.
-    ModelError where a shape that the count needs is unknown.
+    MACs: Conv, ConvTranspose, Gemm, MatMul and Einsum (of two activations too), one
+    multiply-accumulate each. Parameters: entries of floating initializers and Constants that have an
+    axis (a scalar is a setting, not a weight), shared ones once. Quantized weights count where they
+    are dequantized. ModelError where a shape that the count needs is unknown.
     """
     return Cost(_count_macs(model), _count_params(model))
 
@@ -78,14 +81,14 @@ class CostModel:
     def of(cls, graph: PruningGraph) -> CostModel:
         """The cost model of an analysed graph."""
         macs, params = ProductsBuilder(graph.axes), ProductsBuilder(graph.axes)
-        readers = {name: node.name for node in graph.model.graph.node for name in node.input}
+        readers = _readers(graph.model.graph)
         for node in graph.model.graph.node:
             factors = _macs_factors(node, graph.shapes)
             if factors is not None:
                 macs.add(node.name, node.op_type, _sized(factors, graph.shapes))
         clones = _Clones.of(graph)
-        for tensor in graph.model.graph.initializer:
-            if _is_weight(tensor) and tensor.name not in clones.merged:
+        for tensor in _weights(graph.model):
+            if tensor.name not in clones.merged:
                 sizes = [(tensor.name, axis, int(dim)) for axis, dim in enumerate(tensor.dims)]
                 params.add(readers.get(tensor.name, ""), "", sizes)
         return cls(graph.unit_count, macs.build(), params.build(), clones)
@@ -144,8 +147,8 @@ class _Clones:
         families: dict[str, list[TensorProto]] = {}
         inputs = {value.name for value in graph.model.graph.input}
         names = {tensor.name for tensor in graph.model.graph.initializer}
-        for tensor in graph.model.graph.initializer:
-            if _is_weight(tensor) and tensor.name not in inputs:
+        for tensor in _weights(graph.model):
+            if tensor.name not in inputs:
                 families.setdefault(initializer_origin(tensor.name, names), []).append(tensor)
         several: list[tuple[TensorProto, ...]] = []
         for family in families.values():
@@ -188,8 +191,23 @@ def _same_axes(graph: PruningGraph, one: TensorProto, other: TensorProto) -> boo
     return all(a is b or (a is not None and b is not None and np.array_equal(a, b)) for a, b in pairs)
 
 
-def _is_weight(tensor: TensorProto) -> bool:
-    return tensor.data_type in _FLOATS and len(tensor.dims) > 0
+def _weights(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Constants with an axis that are floats or dequantized; scales of quantization are settings."""
+    quantizers = [node for node in model.graph.node if is_quantizer(node)]
+    dequantized = {node.input[0] for node in quantizers if node.op_type == "DequantizeLinear"}
+    scales = {node.input[1] for node in quantizers}
+    for tensor in _constants(model):
+        floating = tensor.data_type in _FLOATS and tensor.name not in scales
+        if len(tensor.dims) > 0 and (floating or tensor.name in dequantized):
+            yield tensor
+
+
+def _readers(graph: onnx.GraphProto) -> dict[str, str]:
+    """The node that reads each constant, or what is stored as it."""
+    readers = {name: node.name for node in graph.node for name in node.input}
+    for name, node in reversed(stored_constants(graph).items()):
+        readers.update(dict.fromkeys(node.input, readers.get(name, "")))
+    return readers
 
 
 def _macs_factors(
@@ -198,9 +216,13 @@ def _macs_factors(
     """(tensor, axes) whose sizes multiply to the node's MACs; None if it has none.
 
     Conv: every output entry sums over the weight's other axes (C_in / group, kernel). ConvTranspose:
-    every input entry meets the weight's other axes. Gemm, MatMul: every output entry sums over K.
+    every input entry meets the weight's other axes. Gemm, MatMul: every output entry sums over K,
+    Einsum: over all letters that are not in its result.
     """
-    if node.op_type not in _CONTRACTIONS or node.domain not in ("", "ai.onnx"):
+    if node.op_type == "Attention" and node.domain == DOMAIN:
+        return _packed_attention_factors(node, shapes)
+    op = contraction(node)
+    if op not in _CONTRACTIONS or len(node.input) < 2:
         return None
     first, second, output = node.input[0], node.input[1], node.output[0]
     for name in (first, second, output):
@@ -210,14 +232,38 @@ def _macs_factors(
                 hint="export the model with fixed input sizes",
             )
     rank = len(shapes[second])
-    if node.op_type == "Conv":
+    if op == "Conv":
         return [(output, range(len(shapes[output]))), (second, range(1, rank))]
-    if node.op_type == "ConvTranspose":
+    if op == "ConvTranspose":
         return [(first, range(len(shapes[first]))), (second, range(1, rank))]
-    contracted = len(shapes[first]) - 1
-    if node.op_type == "Gemm":
-        contracted = 0 if attribute(node, "transA", 0) else 1
+    if op == "Einsum":
+        return _einsum_factors(node, shapes)
+    contracted = factor_axes(node, 0, len(shapes[first]))[-1]
     return [(output, range(len(shapes[output]))), (first, [contracted])]
+
+
+def _packed_attention_factors(
+    node: onnx.NodeProto, shapes: Mapping[str, Sequence[int]]
+) -> list[tuple[str, Sequence[int]]] | None:
+    """The projection that the op brings; the products of an attention op are its own affair."""
+    source, weight = node.input[0], node.input[1]
+    if source not in shapes or weight not in shapes:
+        return None
+    return [(source, range(len(shapes[source]))), (weight, [1])]
+
+
+def _einsum_factors(
+    node: onnx.NodeProto, shapes: Mapping[str, Sequence[int]]
+) -> list[tuple[str, Sequence[int]]] | None:
+    ranks = [len(shapes[name]) for name in node.input if name in shapes]
+    equation = parse_equation(attribute(node, "equation", b"").decode(), ranks)
+    if equation is None:
+        return None
+    factors: list[tuple[str, Sequence[int]]] = [(node.output[0], range(len(equation.result)))]
+    for letter in equation.summed:
+        place = next(index for index, letters in enumerate(equation.operands) if letter in letters)
+        factors.append((node.input[place], [equation.operands[place].index(letter)]))
+    return factors
 
 
 def _sized(
@@ -246,11 +292,7 @@ def _macs_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> int
 
 def _count_params(model: onnx.ModelProto) -> int:
     shared = shared_initializers(model)
-    return sum(
-        math.prod(tensor.dims)
-        for tensor in _constants(model)
-        if _is_weight(tensor) and tensor.name not in shared
-    )
+    return sum(math.prod(tensor.dims) for tensor in _weights(model) if tensor.name not in shared)
 
 
 def _constants(model: onnx.ModelProto) -> Iterator[TensorProto]:

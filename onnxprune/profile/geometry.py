@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from onnxprune.graph.equation import parse_equation
 from onnxprune.graph.structure import Layer, PruningGraph
+from onnxprune.graph.weights import has_addend
 
 
 @dataclass(frozen=True)
@@ -108,14 +110,15 @@ def layer_geometry(graph: PruningGraph, layer: Layer) -> Geometry | None:
     """The geometry of a layer; None where its output is not rows @ matrix + a constant for each channel.
 
     That is so for a Gemm that transposes its input, multiplies by zero or adds a computed tensor, for
-    a ConvTranspose whose pads follow from a stated output, and where a shape is unknown.
+    a ConvTranspose whose pads follow from a stated output, for an Einsum that is no MatMul, for fused
+    ops with an activation function behind them, and where a shape is unknown.
     """
     node = graph.node(layer.name)
     shape = graph.shapes.get(layer.input)
     if shape is None or layer.output not in graph.shapes or layer.weight not in graph.shapes:
         return None
     attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
-    if layer.op != "MatMul" and len(node.input) > 2 and node.input[2]:
+    if has_addend(node):
         if layer.bias is None or layer.bias not in graph.shapes:
             return None
         if math.prod(graph.shapes[layer.bias][:-1]) != 1:
@@ -124,9 +127,25 @@ def layer_geometry(graph: PruningGraph, layer: Layer) -> Geometry | None:
         return _convolution(attributes, shape, graph.shapes[layer.weight], layer.groups)
     if layer.op == "ConvTranspose":
         return _transposed(attributes, graph.shapes[layer.weight], layer.groups)
+    if layer.op not in ("Einsum", "FusedMatMul", "Gemm", "MatMul"):
+        return None
+    if layer.op == "Einsum" and not _is_matmul(graph, layer, attributes["equation"].decode()):
+        return None
     if layer.channel_axis == 0 or attributes.get("alpha", 1.0) == 0.0:
         return None
     return Geometry(layer.channel_axis, 1)
+
+
+def _is_matmul(graph: PruningGraph, layer: Layer, text: str) -> bool:
+    """Whether an Einsum replaces the letter of one axis, by a weight that is one matrix."""
+    node = graph.node(layer.name)
+    equation = parse_equation(text, [len(graph.shapes[name]) for name in node.input])
+    if equation is None or len(graph.shapes[layer.weight]) != 2:
+        return False
+    position = list(node.input).index(layer.weight)
+    weight, data = equation.operands[position], equation.operands[1 - position]
+    read, made = weight[layer.weight_in_axis], weight[layer.weight_out_axis]
+    return read != made and equation.result == data.replace(read, made)
 
 
 def _convolution(

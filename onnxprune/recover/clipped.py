@@ -10,7 +10,7 @@ right-hand side changes, so the Gram matrix is factored once; Nesterov's extrapo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -28,11 +28,13 @@ def fit_clipped(
     linear: Fit,
     *,
     constant: bool,
+    rounded: Callable[[Tensor], Tensor] | None = None,
 ) -> Fit:
     """Go on from a fit that ignored the clip, with its ridge; errors are those behind the clip.
 
     ``fit`` and ``held_out`` are rows and their sums (see `Response.sums`). The steps are taken on the rows to
     fit, the last one on all. ``linear`` stays where its error on the held-out rows is the smaller one.
+    ``rounded`` is as in `fit_matrix`.
     """
     (parts, sums), (held, held_sums) = fit, held_out
     ridge = Ridge(sums, old, linear.ridge, constant)
@@ -43,7 +45,8 @@ def fit_clipped(
         following = 0.5 * (1.0 + math.sqrt(1.0 + 4.0 * momentum**2))
         point = after + (momentum - 1.0) / following * (after - matrix)
         matrix, momentum = after, following
-    before, without, error = (response.error(held, entry) for entry in (old, start, matrix))
+    stored = [entry if rounded is None else rounded(entry) for entry in (old, start, matrix)]
+    before, without, error = (response.error(held, entry) for entry in stored)
     if without <= error:
         return Fit(linear.matrix, linear.ridge, before, without)
     ridge = Ridge(sums.plus(held_sums), old, linear.ridge, constant)

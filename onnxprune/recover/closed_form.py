@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ from onnxprune.graph.weights import (
     can_shift,
     read_bias,
     read_matrix,
+    rounded_matrix,
     write_matrix,
 )
 from onnxprune.profile.geometry import Geometry, choose_positions, layer_geometry
@@ -188,6 +190,8 @@ class _Run:
         geometry = layer_geometry(self.graph, layer)
         if geometry is None:
             return LayerFit(layer.name, 0.0, 0.0, 0.0, False, f"a {layer.op} of this form is not fitted")
+        if not self.constants.writable(layer.weight):
+            return LayerFit(layer.name, 0.0, 0.0, 0.0, False, "its weights are packed below a byte")
         self.original.advance(layer.name)
         self.changed.advance(layer.name)
         small = _pruned_layer(layer, self.plan, self.constants.node(layer.name))
@@ -207,10 +211,14 @@ class _Run:
         old = torch.from_numpy(matrix).to(self.changed.device)
         fit, held_out = self._rows(problem, shape)
         sums, held_sums = response.sums(fit, shape), response.sums(held_out, shape)
-        importance = torch.where(response.dead, 0.0, response.scale.square())[:, 0]
-        result = fit_matrix(sums, held_sums, old, constant=constant, weights=importance)
+        rounded = partial(self._rounded, problem) if self.constants.quantized(layer.weight) else None
+        result = fit_matrix(
+            sums, held_sums, old, constant=constant, weights=response.importance, rounded=rounded
+        )
         if target.clip.clips:
-            result = fit_clipped(response, (fit, sums), (held_out, held_sums), old, result, constant=constant)
+            result = fit_clipped(
+                response, (fit, sums), (held_out, held_sums), old, result, constant=constant, rounded=rounded
+            )
         if result.helps:
             self._write(problem, matrix, result.matrix.cpu().numpy())
         return LayerFit(
@@ -261,6 +269,14 @@ class _Run:
             fit.append(found.select(~held))
             held_out.append(found.select(held))
         return fit, held_out
+
+    def _rounded(self, problem: _Problem, matrix: Tensor) -> Tensor:
+        """What is left of a fitted matrix when it is stored on the scale of the weights."""
+        values = matrix.cpu().numpy()
+        weights = values[:, :-1] if problem.constant else values
+        stored = rounded_matrix(self.constants, problem.layer, weights)
+        whole = np.concatenate([stored, values[:, weights.shape[1] :]], axis=1)
+        return torch.from_numpy(whole).to(matrix)
 
     def _write(self, problem: _Problem, old: FloatArray, new: FloatArray) -> None:
         """Write the fitted matrix, and the change of its constant, leaving out channels without effect."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -103,16 +104,23 @@ class Ridge:
 
 
 def fit_matrix(
-    fit: Sums, held_out: Sums, old: Tensor, *, constant: bool, weights: Tensor | None = None
+    fit: Sums,
+    held_out: Sums,
+    old: Tensor,
+    *,
+    constant: bool,
+    weights: Tensor | None = None,
+    rounded: Callable[[Tensor], Tensor] | None = None,
 ) -> Fit:
     """Least squares with a ridge towards ``old`` (G, d, O), chosen on ``held_out``, refitted on all rows.
 
     With ``constant`` the last row of the matrix multiplies a column of ones and is not shrunk.
     ``weights`` (G, O) say how much each output's squared error counts in the errors; 1 without.
+    ``rounded`` gives what is left of a matrix when it is stored; errors are those of that.
     """
 
     def error(matrix: Tensor) -> float:
-        each = held_out.error(matrix)
+        each = held_out.error(matrix if rounded is None else rounded(matrix))
         return float((each if weights is None else each * weights).sum())
 
     def solve(sums: Sums, strength: float) -> Tensor:

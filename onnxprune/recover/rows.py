@@ -48,6 +48,11 @@ class Response:
     dead: Tensor
     clip: Clip
 
+    @property
+    def importance(self) -> Tensor:
+        """How much a squared error of each output counts at the target: (G, O)."""
+        return torch.where(self.dead, 0.0, self.scale.square())[:, 0]
+
     def at_target(self, rows: Rows, matrix: Tensor) -> Tensor:
         """What the layer with ``matrix`` (G, d, O) gives at the target: (G, r, O)."""
         values = rows.inputs @ matrix.to(rows.inputs) * self.scale + self.shift

@@ -76,11 +76,11 @@ def test_two_groups_of_one_producer_have_two_names() -> None:
 def test_an_op_without_rule_pins_by_name_and_nothing_else() -> None:
     b, x = start(6)
     inner = b.conv(x, 4, 3)
-    odd = b.like("LRN", b.conv(b.relu(inner), 5, 3), size=3)
+    odd = b.like("ReverseSequence", b.conv(b.relu(inner), 5, 3), b.ints([4]), batch_axis=0, time_axis=1)
     graph = exact(finish(b, odd))
     assert [len(group.units) for group in graph.groups] == [6, 4]
     node = b.nodes[-2].name
-    assert f"LRN '{node}': the op has no rule" in reasons(graph)
+    assert f"ReverseSequence '{node}': the op has no rule" in reasons(graph)
 
 
 def test_another_domain_pins() -> None:

@@ -41,10 +41,15 @@ class Case:
     fixed: tuple[int, ...] = ()
     smooth: bool = True
     """Whether the op can be differentiated at these inputs."""
+    domain: str = ""
+    silent: tuple[int, ...] = ()
+    """Outputs that are left out."""
 
     def versions(self) -> list[int]:
         """The opsets to run."""
         first, last = self.opsets[0], self.opsets[-1]
+        if self.domain:
+            return [first]
         return sorted({first, last, *(since for since in schema_versions(self.op) if first < since < last)})
 
     def label(self, opset: int) -> str:
@@ -67,9 +72,8 @@ class Case:
             else:
                 kept = value.astype(dtype) if value.dtype == np.float32 and self.op != "Resize" else value
                 constants.append(numpy_helper.from_array(kept, name))
-        node = helper.make_node(
-            self.op, names, [f"y{i}" for i in range(self.outputs)], "node", **self.attributes
-        )
+        outputs = [f"y{i}" if i not in self.silent else "" for i in range(self.outputs)]
+        node = helper.make_node(self.op, names, list(outputs), "node", domain=self.domain, **self.attributes)
         graph = helper.make_graph(
             [node],
             "one",
@@ -77,10 +81,11 @@ class Case:
                 helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
                 for n, v in feeds.items()
             ],
-            [onnx.ValueInfoProto(name=f"y{i}") for i in range(self.outputs)],
+            [onnx.ValueInfoProto(name=name) for name in outputs if name],
             constants,
         )
         imports = [helper.make_opsetid("", opset)]
+        imports += [helper.make_opsetid(self.domain, 1)] if self.domain else []
         ir = max(4, min(10, helper.find_min_ir_version_for(imports, ignore_unknown=True)))
         return helper.make_model(graph, opset_imports=imports, ir_version=ir), feeds
 
@@ -429,11 +434,69 @@ def _attention() -> list[Case]:
     ]
 
 
+def _rotations() -> list[Case]:
+    x, angles = real(2, 3, 4, 6), real(5, 2)
+    places = np.array([[0, 1, 2, 3], [4, 3, 2, 1]])
+    return [
+        Case("RotaryEmbedding", (23,), (x, real(2, 4, 3), real(2, 4, 3))),
+        Case("RotaryEmbedding", (23,), (x, real(2, 4, 3), real(2, 4, 3)), {"interleaved": 1}),
+        Case("RotaryEmbedding", (23,), (x, angles, real(5, 2), places), {"rotary_embedding_dim": 4}),
+    ]
+
+
+def _choices() -> list[Case]:
+    x = apart(2, 3, 4, 5)
+    grid = _RANDOM.uniform(-1.2, 1.2, (2, 3, 4, 2)).astype(np.float32)
+    cases = [
+        Case("TopK", (7,), (x,), {"axis": 1, "k": 2}, outputs=2),
+        Case("TopK", (10, 11), (x, whole(2)), {"axis": 1}, outputs=2),
+        Case("TopK", (11,), (x, whole(3)), {"largest": 0}, outputs=2),
+    ]
+    for mode in ("bilinear", "bicubic"):
+        cases.append(Case("GridSample", (16,), (x, grid), {"mode": mode}))
+        cases.append(Case("GridSample", (16,), (x, grid), {"mode": mode, "align_corners": 1}))
+    for padding in ("border", "reflection"):
+        attributes = {"mode": "linear", "padding_mode": padding}
+        cases.append(Case("GridSample", (20, 22), (x, grid), attributes, smooth=False))
+    return cases
+
+
+def _fused() -> list[Case]:
+    x, y, s, b = real(2, 3, 8), real(2, 3, 8), positive(8), real(8)
+    image, kernel = real(1, 4, 5, 5), real(6, 2, 3, 3)
+    shape: dict[str, Any] = {"group": 2, "pads": [1, 1, 1, 1]}
+    leaky = {"activation": "LeakyRelu", "activation_params": [0.2]}
+
+    def case(op: str, *inputs: Array | None, **more: Any) -> Case:
+        outputs, silent = more.pop("outputs", 1), more.pop("silent", ())
+        return Case(op, (17,), inputs, more, domain="com.microsoft", outputs=outputs, silent=silent)
+
+    return [
+        case("Gelu", x),
+        case("BiasGelu", x, b),
+        case("FastGelu", x, b),
+        case("FastGelu", x),
+        case("QuickGelu", x, alpha=1.3),
+        case("FusedMatMul", real(2, 4, 3), real(2, 5, 4), transA=1, transB=1, alpha=0.3),
+        case("FusedMatMul", real(4, 2, 3), real(4, 2, 3), transBatchA=1, transBatchB=1, transB=1),
+        case("FusedConv", image, kernel, real(6), activation="Relu", **shape),
+        case("FusedConv", image, kernel, None, real(1, 6, 5, 5), activation="Relu", **shape),
+        case("FusedConv", image, kernel, real(6), **leaky, **shape),
+        case("FusedGemm", real(3, 4), real(5, 4), real(5), activation="Relu", transB=1, alpha=0.5),
+        case("SkipLayerNormalization", x, y, s, b, real(8)),
+        case("SkipLayerNormalization", x, y, s, b, outputs=4, silent=(1, 2)),
+        case("SkipSimplifiedLayerNormalization", x, y, s, real(8), epsilon=1e-5),
+        case("MultiHeadAttention", x, real(2, 4, 8), real(2, 4, 8), num_heads=2),
+        case("MultiHeadAttention", x, x, y, real(24), None, real(1, 2, 3, 3), num_heads=2),
+        case("Attention", x, real(8, 24), real(24), num_heads=2, unidirectional=1),
+    ]
+
+
 CASES = [
     case
     for family in (
         _activations, _arithmetic, _convolutions, _pools, _linear, _normalizations, _reductions, _movement,
-        _indexing, _padding, _shapes, _resizes, _attention,
+        _indexing, _padding, _shapes, _resizes, _attention, _rotations, _choices, _fused,
     )
     for case in family()
 ]  # fmt: skip

@@ -34,6 +34,11 @@ class State:
     bound: dict[str, tuple[Labels, tuple[int, ...]]] = field(default_factory=dict)
     met: list[tuple[Context, Labels, Labels]] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
+    stored: dict[str, onnx.NodeProto] = field(default_factory=dict)
+
+    def is_constant(self, name: str) -> bool:
+        """Whether the value is an initializer, or stored as some."""
+        return name in self.initializers or name in self.stored
 
 
 class Context:
@@ -52,12 +57,12 @@ class Context:
         return index < len(self.node.input) and bool(self.node.input[index])
 
     def is_constant(self, index: int) -> bool:
-        """Whether the input is given and an initializer."""
-        return self.has(index) and self.node.input[index] in self.state.initializers
+        """Whether the input is given and a constant, perhaps one that is stored quantized."""
+        return self.has(index) and self.state.is_constant(self.node.input[index])
 
     def value(self, index: int) -> npt.NDArray[Any] | None:
-        """The value of a constant input; None if it is absent or computed."""
-        if not self.is_constant(index):
+        """The value of an input that is an initializer; None if it is absent or computed."""
+        if not self.has(index) or self.node.input[index] not in self.state.initializers:
             return None
         return numpy_helper.to_array(self.state.initializers[self.node.input[index]])
 
@@ -97,7 +102,7 @@ class Context:
         """Labels of an input, by the representatives of its atoms; a constant's elements are all ``DATA``."""
         name = self.node.input[index]
         found = self.state.labels.get(name)
-        if found is None or name in self.state.initializers:
+        if found is None or self.state.is_constant(name):
             return Labels.data(self._shape_of(name))
         return self.refresh(found)
 

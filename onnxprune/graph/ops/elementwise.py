@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from onnxprune.graph.fused import DOMAIN
 from onnxprune.graph.labels import DATA, Labels, compact
 from onnxprune.graph.ops.context import Context, State
 from onnxprune.graph.ops.registry import NoRule, rule
@@ -89,6 +90,7 @@ NARY = [
 
 
 @rule(*UNARY)
+@rule("Gelu", "QuickGelu", domain=DOMAIN)
 def unary(ctx: Context) -> None:
     """Pass the labels; other inputs (Dropout's ratio, CastLike's type) have no say in single elements."""
     labels = ctx.labels(0)
@@ -97,6 +99,7 @@ def unary(ctx: Context) -> None:
 
 
 @rule(*NARY)
+@rule("BiasGelu", "FastGelu", domain=DOMAIN)
 def nary(ctx: Context) -> None:
     """Merge what meets at each element, constants included."""
     ctx.emit(0, combine(ctx, [index for index in range(len(ctx.node.input)) if ctx.has(index)]))

@@ -1,9 +1,10 @@
-"""Gemm and MatMul with a constant weight."""
+"""Gemm and MatMul, with a constant weight or of two activations, and their fused forms."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from onnxprune.graph.fused import DOMAIN, factor_axes
 from onnxprune.graph.labels import DATA, Labels
 from onnxprune.graph.ops.context import Context
 from onnxprune.graph.ops.elementwise import combine, lift, meet
@@ -12,6 +13,7 @@ from onnxprune.graph.structure import IntArray
 
 
 @rule("Gemm")
+@rule("FusedGemm", domain=DOMAIN)
 def gemm(ctx: Context) -> None:
     """Y = alpha A' B' + beta C: consume A's columns on B, start an atom for each column of Y."""
     if not ctx.is_constant(1):
@@ -39,10 +41,12 @@ def gemm(ctx: Context) -> None:
 
 
 @rule("MatMul")
+@rule("FusedMatMul", domain=DOMAIN)
 def matmul(ctx: Context) -> None:
     """Consume the contracted axis on the constant side, start atoms on the axis it brings.
 
-    Channels on an axis that is not contracted pass, and no new atoms start.
+    Channels on an axis that is not contracted pass, and no new atoms start. The fused form may
+    transpose the last two axes of its factors.
     """
     if not ctx.is_constant(0) and not ctx.is_constant(1):
         return multiply_activations(ctx)
@@ -55,7 +59,11 @@ def matmul(ctx: Context) -> None:
         raise NoRule("its weight is not one matrix")
     if rank < 2 and data == 1:
         raise NoRule("its input is a vector on the right")
-    rows, columns = len(matrix) - 2, len(matrix) - 1
+    if factor_axes(ctx.node, data, rank) != list(range(rank)):
+        raise NoRule("it transposes its input")
+    *batch, rows, columns = factor_axes(ctx.node, weight, len(matrix))
+    if batch != list(range(len(batch))):
+        raise NoRule("it transposes its weight's batch axes")
     in_axis, out_axis = (rows, columns) if data == 0 else (columns, rows)
     channel_axis = rank - 1 if data == 0 else rank - 2
     if source.varying and channel_axis not in source.varying:
@@ -81,7 +89,7 @@ def matmul(ctx: Context) -> None:
 
 
 def multiply_activations(ctx: Context) -> None:
-    """A product of two activations (..., M, K) and (..., K, N), as in attention.
+    """A product of two activations (..., M, K) and (..., K, N), as in attention; or of their transposes.
 
     Where channels lie on an axis that counts matrices (attention heads), whole matrices go: their
     rows and columns are merged, and the operands' with each other. Else what meets along K is
@@ -91,6 +99,7 @@ def multiply_activations(ctx: Context) -> None:
     rank = max(len(left.shape), len(right.shape))
     if min(len(left.shape), len(right.shape)) < 2:
         raise NoRule("it multiplies an activation by a vector")
+    left, right = _turned(ctx, 0, left), _turned(ctx, 1, right)
     left, right = lift(left, rank), lift(right, rank)
     rows, columns = rank - 2, rank - 1
     if any(axis < rows for axis in (*left.varying, *right.varying)):
@@ -104,6 +113,11 @@ def multiply_activations(ctx: Context) -> None:
             right = ctx.uniform(right, (columns,), why)
         meet(ctx, _part(left, columns), Labels(*_swapped(_part(right, rows))))
     ctx.emit(0, meet(ctx, _part(left, rows), _part(right, columns)))
+
+
+def _turned(ctx: Context, position: int, labels: Labels) -> Labels:
+    axes = factor_axes(ctx.node, position, len(labels.shape))
+    return Labels(tuple(labels.shape[axis] for axis in axes), labels.core.transpose(axes))
 
 
 def _part(labels: Labels, axis: int) -> Labels:

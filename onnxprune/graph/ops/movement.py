@@ -102,6 +102,19 @@ def gather(ctx: Context) -> None:
     return ctx.emit(0, Labels(ctx.out_shape(), core.reshape(shape)))
 
 
+@rule("GatherND")
+def gather_nd(ctx: Context) -> None:
+    """Run it with constant indices; computed ones may pick along axes without channels."""
+    if ctx.is_constant(1) and not ctx.is_constant(0):
+        return move_labels(ctx)
+    labels, indices = ctx.labels(0), ctx.shape(1)
+    batch = int(ctx.attribute("batch_dims", 0))
+    picked = batch + indices[-1]
+    core = ctx.uniform(labels, range(picked), "it picks channels by computed indices").core
+    shape = (1,) * (len(indices) - 1) + core.shape[picked:]
+    return ctx.emit(0, Labels(ctx.out_shape(), core.reshape(shape)))
+
+
 @rule("Concat")
 def concat(ctx: Context) -> None:
     """Put the labels side by side; constants among the inputs get atoms that only go along."""

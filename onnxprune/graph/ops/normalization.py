@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxprune.graph.labels import Labels
+from onnxprune.graph.fused import DOMAIN
+from onnxprune.graph.labels import Labels, other_axes
 from onnxprune.graph.ops.context import Context
 from onnxprune.graph.ops.elementwise import meet
 from onnxprune.graph.ops.registry import NoRule, rule
@@ -62,6 +63,18 @@ def group_normalization(ctx: Context) -> None:
     ctx.emit(0, scale_channels(ctx, labels, (1, 2)))
 
 
+@rule("LRN")
+def local_response_normalization(ctx: Context) -> None:
+    """Each channel is divided by a sum over its neighbours on axis 1; those that go add nothing to it.
+
+    Rewriting keeps the distances between the channels that stay, see `respace`.
+    """
+    labels = ctx.labels(0)
+    if 1 in labels.varying:
+        labels = ctx.uniform(labels, other_axes(len(labels.shape), [1]), "its positions carry channels")
+    ctx.emit(0, labels)
+
+
 @rule("LayerNormalization", "RMSNormalization")
 def layer_normalization(ctx: Context) -> None:
     """Statistics over all axes from ``axis`` on: channels on an earlier axis pass."""
@@ -78,6 +91,16 @@ def layer_normalization(ctx: Context) -> None:
     for index in (1, 2):
         if ctx.emits(index):
             ctx.emit(index, Labels(ctx.out_shape(index), labels.core))
+
+
+@rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=DOMAIN)
+def skip_layer_normalization(ctx: Context) -> None:
+    """Statistics over the last axis of the sum of two inputs, which the fourth output gives."""
+    labels = meet(ctx, ctx.labels(0), ctx.labels(1))
+    labels = ctx.uniform(labels, [len(labels.shape) - 1], "it normalises over channels")
+    for index in (0, 3):
+        if ctx.emits(index):
+            ctx.emit(index, labels)
 
 
 @rule("LogSoftmax", "Softmax", "Hardmax")

@@ -1,4 +1,4 @@
-"""Pools and resizing: each channel by itself, along the other axes."""
+"""Pools, resizing and sampling: each channel by itself, along the other axes."""
 
 from __future__ import annotations
 
@@ -28,3 +28,13 @@ def resize(ctx: Context) -> None:
     scaled = [axis for axis, size in enumerate(shape) if size != labels.shape[axis]]
     core = ctx.uniform(labels, scaled, "it resizes the channels' axis").core
     ctx.emit(0, Labels(shape, core))
+
+
+@rule("GridSample", "MaxRoiPool", "RoiAlign")
+def sample(ctx: Context) -> None:
+    """Each channel by itself, at positions that the other inputs give."""
+    for index in range(1, len(ctx.node.input)):
+        ctx.pin(ctx.labels(index).core, "it gives positions")
+    labels = ctx.labels(0)
+    core = ctx.uniform(labels, (0, *range(2, len(labels.shape))), _WHY).core
+    ctx.emit(0, Labels(ctx.out_shape(), core))

@@ -1,4 +1,4 @@
-"""Reductions: channels on an axis that is not reduced pass."""
+"""Reductions, and what else looks along some axes: channels on the other axes pass."""
 
 from __future__ import annotations
 
@@ -34,14 +34,32 @@ def argument(ctx: Context) -> None:
     _reduce_axes(ctx, labels, [axis], bool(ctx.attribute("keepdims", 1)))
 
 
-@rule("CumSum")
+@rule("CumProd", "CumSum")
 def cumulative(ctx: Context) -> None:
-    """A running sum along one axis, which keeps its shape."""
+    """A running sum or product along one axis, which keeps its shape."""
     axis = ctx.integers(1)
     if axis is None:
         raise NoRule("its axis is computed")
     labels = ctx.labels(0)
-    ctx.emit(0, ctx.uniform(labels, [ctx.axis(axis[0], len(labels.shape))], "it sums over channels"))
+    ctx.emit(0, ctx.uniform(labels, [ctx.axis(axis[0], len(labels.shape))], _WHY))
+
+
+@rule("TopK")
+def top(ctx: Context) -> None:
+    """The greatest entries along one axis, and where they are."""
+    labels = ctx.labels(0)
+    axis = ctx.axis(int(ctx.attribute("axis", -1)), len(labels.shape))
+    core = ctx.uniform(labels, [axis], "it chooses among channels").core
+    for index in range(len(ctx.node.output)):
+        ctx.emit(index, Labels(ctx.out_shape(index), core))
+
+
+@rule("Trilu")
+def triangle(ctx: Context) -> None:
+    """Clears a triangle of each matrix on the last two axes."""
+    labels = ctx.labels(0)
+    rank = len(labels.shape)
+    ctx.emit(0, ctx.uniform(labels, (rank - 2, rank - 1), "its triangle lies over channels"))
 
 
 def _reduce_axes(ctx: Context, labels: Labels, axes: list[int], keepdims: bool) -> None:

@@ -19,7 +19,10 @@ _LAYERS: Final[Mapping[str, tuple[int, ...]]] = {
     "ConvTranspose": (1, 2),
     "Gemm": (0, 1, 2),
     "MatMul": (0, 1),
+    "FusedConv": (1, 2),
+    "FusedGemm": (0, 1, 2),
     "FusedMatMul": (0, 1),
+    "Attention": (1, 2),
     "Einsum": (0, 1),
 }
 _FOLLOWERS: Final[Mapping[str, tuple[int, ...]]] = {
@@ -28,6 +31,11 @@ _FOLLOWERS: Final[Mapping[str, tuple[int, ...]]] = {
     "LayerNormalization": (1, 2),
     "GroupNormalization": (1, 2),
     "RMSNormalization": (1,),
+    "SkipLayerNormalization": (2, 3, 4),
+    "SkipSimplifiedLayerNormalization": (2, 3),
+    "BiasGelu": (1,),
+    "FastGelu": (1,),
+    "MultiHeadAttention": (3,),
     "PRelu": (1,),
     "Add": (0, 1),
     "Mul": (0, 1),

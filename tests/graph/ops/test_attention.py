@@ -25,10 +25,39 @@ def test_whole_heads_go_with_the_keys_that_they_share(shared: int, mask: tuple[i
     assert np.array_equal(units_at(graph, value, 2), np.repeat(np.arange(shared), 2))
 
 
-def test_folded_heads_are_left_alone() -> None:
+@pytest.mark.parametrize("shared", [4, 2])
+@pytest.mark.parametrize("mask", [None, (5, 5), (1, 4, 5, 5)])
+def test_heads_folded_into_the_last_axis_go_with_their_number(
+    shared: int, mask: tuple[int, ...] | None
+) -> None:
+    b = Builder(opset=23)
+    x = b.input((1, 5, 6))
+    inputs = [b.matmul(x, 12), b.matmul(x, shared * 3), b.matmul(x, shared * 2)]
+    if mask:
+        inputs.append(b.weight(*mask))
+    y = b.shaped(b.node("Attention", inputs, q_num_heads=4, kv_num_heads=shared, is_causal=1), 1, 5, 8)
+    graph = exact(b.model(b.matmul(y, 3)))
+    assert graph.unit_count == shared
+    assert np.array_equal(units_at(graph, y, 2), np.repeat(np.arange(shared), 8 // shared))
+
+
+def test_a_mask_that_the_graph_computes_for_each_head() -> None:
     b = Builder(opset=23)
     x = b.input((1, 5, 6))
     parts = [b.matmul(x, 8) for _ in range(3)]
-    y = b.shaped(b.node("Attention", parts, q_num_heads=2, kv_num_heads=2), 1, 5, 8)
+    bias = b.reshape(b.matmul(b.input((1, 5, 5, 2), "pairs"), 4), 1, 5, 5, 4)
+    inputs = [*parts, b.transpose(bias, 0, 3, 1, 2)]
+    y = b.shaped(b.node("Attention", inputs, q_num_heads=4, kv_num_heads=4), 1, 5, 8)
     graph = exact(b.model(b.matmul(y, 3)))
-    assert graph.unit_count == 0 and "folded into the last axis" in reasons(graph)
+    assert graph.unit_count == 4
+    assert np.array_equal(units_at(graph, bias, 3), np.arange(4))
+
+
+def test_caches_are_left_alone() -> None:
+    b = Builder(opset=23)
+    x = b.input((1, 5, 6))
+    parts = [heads(b, b.matmul(x, 8), 2, 4) for _ in range(3)]
+    caches = [b.input((1, 2, 3, 4), name) for name in ("past_key", "past_value")]
+    y = b.shaped(b.node("Attention", [*parts, "", *caches], outputs=3)[0], 1, 2, 5, 4)
+    graph = exact(b.model(b.matmul(b.reshape(b.transpose(y, 0, 2, 1, 3), 1, 5, -1), 3)))
+    assert graph.unit_count == 0 and "it keeps a cache" in reasons(graph)

@@ -89,12 +89,6 @@ def gelu(call: Call, x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh" if call.text("approximate", "none") == "tanh" else "none")
 
 
-@op("Gelu", domain="com.microsoft")
-def fused_gelu(call: Call, x: Tensor) -> Tensor:
-    """The exact Gelu under the name that older fused models use."""
-    return F.gelu(x)
-
-
 @op("Mish", since=18)
 def mish(call: Call, x: Tensor) -> Tensor:
     """The input times tanh of its softplus."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from onnxprune.recover.executor.registry import Call, op
+from onnxprune.recover.executor.registry import Call, Result, op
 
 
 @op("Slice")
@@ -78,3 +79,27 @@ def one_hot(call: Call, indices: Tensor, depth: Tensor, values: Tensor) -> Tenso
 def _wrapped(indices: Tensor, size: int, device: torch.device) -> Tensor:
     places = indices.to(device).long()
     return torch.where(places < 0, places + size, places)
+
+
+@op("TopK")
+def top(call: Call, x: Tensor, count: Tensor | None = None) -> Result:
+    """The greatest or smallest entries along an axis, and where they lie."""
+    largest = bool(call.integer("largest", 1))
+    values, places = x.topk(
+        call.integer("k") if count is None else int(count), call.integer("axis", -1), largest=largest
+    )
+    return values, places.cpu()
+
+
+@op("GridSample", since=16)
+def grid_sample(call: Call, x: Tensor, grid: Tensor) -> Tensor:
+    """Interpolate each channel at positions from -1 to 1."""
+    modes = {"linear": "bilinear", "cubic": "bicubic"}
+    mode = call.text("mode", "bilinear")
+    return F.grid_sample(
+        x,
+        grid,
+        mode=modes.get(mode, mode),
+        padding_mode=call.text("padding_mode", "zeros"),
+        align_corners=bool(call.integer("align_corners", 0)),
+    )

@@ -31,11 +31,13 @@ def matmul(call: Call, a: Tensor, b: Tensor) -> Tensor:
 @op("FusedMatMul", domain="com.microsoft")
 def fused_matmul(call: Call, a: Tensor, b: Tensor) -> Tensor:
     """MatMul with its factors transposed and its result scaled, as fused models have it."""
-    if call.integer("transBatchA", 0) or call.integer("transBatchB", 0):
-        raise call.unsupported("it transposes batch axes")
-    left = a.transpose(-1, -2) if call.integer("transA", 0) else a
-    right = b.transpose(-1, -2) if call.integer("transB", 0) else b
-    return call.number("alpha", 1.0) * torch.matmul(left, right)
+    return call.number("alpha", 1.0) * torch.matmul(_turned(call, "A", a), _turned(call, "B", b))
+
+
+def _turned(call: Call, letter: str, x: Tensor) -> Tensor:
+    if call.integer(f"transBatch{letter}", 0):
+        x = x.movedim(0, -2)
+    return x.transpose(-1, -2) if call.integer(f"trans{letter}", 0) else x
 
 
 @op("Einsum", since=12)
