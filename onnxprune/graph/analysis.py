@@ -30,18 +30,22 @@ _FIRST_OPSET = 7
 
 
 def analyze_graph(
-    model: onnx.ModelProto, *, input_shapes: Mapping[str, Sequence[int]] | None = None
+    model: onnx.ModelProto,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    in_place: bool = False,
 ) -> PruningGraph:
     """Find which channels can be removed together, which can't and why.
 
-    ``model`` isn't changed. ``input_shapes`` gives sizes for inputs with dynamic axes other than
+    ``model`` isn't changed, unless ``in_place`` makes it the graph's own, which saves a copy of the
+    weights. ``input_shapes`` gives sizes for inputs with dynamic axes other than
     the batch; without it usual sizes are tried.
 
     Raises:
         ModelError: the model is malformed.
         UsageError: ``input_shapes`` doesn't fit the model.
     """
-    prepared = prepare(model)
+    prepared = prepare(model, in_place=in_place)
     graph = prepared.graph
     shapes = infer_concrete(prepared, input_shapes)
     state = _start(prepared, shapes)

@@ -166,7 +166,7 @@ def _session(model: onnx.ModelProto, kind: type[OnnxPruneError], message: str) -
     # Fusions differ between the two models, and would raise the floor of rounding errors.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        if weight_bytes(model) > INLINE_LIMIT:
+        if weight_bytes(model.graph.initializer) > INLINE_LIMIT:
             with tempfile.TemporaryDirectory() as folder:
                 path = save(model, Path(folder, "model.onnx"), external_data=True)[0]
                 return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

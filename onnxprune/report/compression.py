@@ -10,10 +10,11 @@ import onnx
 from onnxprune.calibration import Calibration
 from onnxprune.config import CompressConfig
 from onnxprune.evaluate.metrics import Evaluation
-from onnxprune.goals import Original, model_bytes
+from onnxprune.goals import Original
 from onnxprune.graph.plan import Plan
 from onnxprune.graph.structure import PruningGraph
 from onnxprune.io.load import LoadedModel
+from onnxprune.io.save import model_bytes
 from onnxprune.profile.cost import count
 from onnxprune.recover.closed_form import LayerFit
 from onnxprune.recover.finetune import Finetuned

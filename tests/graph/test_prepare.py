@@ -188,3 +188,27 @@ def test_malformed_graphs_are_refused() -> None:
         prepare(graph_of(twice, {}))
     with pytest.raises(ModelError, match="no nodes"):
         prepare(graph_of([], {}))
+
+
+def test_a_half_precision_number_is_left_to_the_runtime_and_a_tensor_is_not() -> None:
+    nodes = [
+        helper.make_node("Cast", ["s"], ["scale"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", ["w"], ["weight"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("Mul", ["half", "scale"], ["scaled"]),
+        helper.make_node("Mul", ["scaled", "weight"], ["y"]),
+    ]
+    third = np.array(1 / 3, np.float32)
+    model = graph_of(nodes, {"s": third, "w": np.full(4, third)})
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    prepared = prepare(model)
+    assert [node.output[0] for node in prepared.graph.node] == ["scale", "half", "scaled", "y"]
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    assert np.array_equal(run(model, {"x": x})[0], run(prepared, {"x": x})[0])
+
+
+def test_in_place_the_model_becomes_the_prepared_one() -> None:
+    model = shape_arithmetic()
+    expected = prepare(model)
+    assert prepare(model, in_place=True) is model
+    assert model == expected
