@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from onnxprune.graph.rewrite import rewrite
 from onnxprune.graph.structure import PruningGraph
 
 Array = npt.NDArray[Any]
+LEAST_EFFECT = 1e-3
+"""Where removing channels changes the output by less, a network proves nothing."""
+
 Say = Callable[[str], None]
 """Prints one line of the proof's table, and records it."""
 
@@ -31,27 +35,44 @@ def session(model: onnx.ModelProto | str) -> ort.InferenceSession:
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-def failure(graph: PruningGraph, plan: Plan, original: onnx.ModelProto, **inputs: Any) -> tuple[str, float]:
-    """Prune and check: why the result is wrong ("" where it is right), and its relative error.
+@dataclass(frozen=True)
+class Checked:
+    """What a check found: why the result is wrong ("" where it is right), and two relative differences.
 
-    It must pass the full check, load in onnxruntime, equal the masked original to 1e-5, keep inputs,
-    outputs and versions, and have fewer bytes where anything went.
+    ``error`` is that of the pruned model to the masked original, ``effect`` that of the masked original
+    to the original: how much there was to get wrong.
+    """
+
+    wrong: str
+    error: float
+    effect: float
+
+
+def check(graph: PruningGraph, plan: Plan, original: onnx.ModelProto, *, seed: int = 0) -> Checked:
+    """Prune and check.
+
+    The result must pass the full check, load in onnxruntime, equal the masked original to 1e-5, keep
+    inputs, outputs and versions, and have fewer bytes where anything went.
     """
     pruned = rewrite(graph, plan)
     onnx.checker.check_model(pruned, full_check=True)
-    error = verify(graph, plan, pruned, tolerance=float("inf"), **inputs)
+    error = verify(graph, plan, pruned, tolerance=float("inf"), seed=seed)
+    effect = verify(graph, plan, graph.model, tolerance=float("inf"), seed=seed)
     weights = {tensor.name for tensor in original.graph.initializer}
+    wrong = ""
     if not error <= TOLERANCE:
-        return f"relative error {error:.1e}", error
-    if list(pruned.graph.input) != [value for value in original.graph.input if value.name not in weights]:
-        return "other inputs", error
-    if list(pruned.graph.output) != list(original.graph.output):
-        return "other outputs", error
-    if list(pruned.opset_import) != list(original.opset_import):
-        return "another opset", error
-    if not plan.keep.all() and weight_bytes(pruned) >= weight_bytes(graph.model):
-        return "no fewer bytes", error
-    return "", error
+        wrong = f"relative error {error:.1e}"
+    elif list(pruned.graph.input) != [v for v in original.graph.input if v.name not in weights]:
+        wrong = "other inputs"
+    elif list(pruned.graph.output) != list(original.graph.output):
+        wrong = "other outputs"
+    elif list(pruned.opset_import) != list(original.opset_import):
+        wrong = "another opset"
+    elif pruned.ir_version != max(original.ir_version, 4):
+        wrong = "another IR version"
+    elif not plan.keep.all() and weight_bytes(pruned) >= weight_bytes(graph.model):
+        wrong = "no fewer bytes"
+    return Checked(wrong, error, effect)
 
 
 def weight_bytes(model: onnx.ModelProto) -> int:

@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnx.shape_inference
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError, OnnxPruneError, VerificationError
+from onnxprune.graph.inference import infer_types
 from onnxprune.graph.kept import Kept
 from onnxprune.graph.plan import Plan, validate
 from onnxprune.graph.resize import attribute
-from onnxprune.graph.shapes import skeleton
 from onnxprune.graph.structure import PruningGraph
 from onnxprune.io.limits import INLINE_LIMIT, weight_bytes
 from onnxprune.io.save import save
@@ -46,7 +45,7 @@ def masked(graph: PruningGraph, plan: Plan) -> onnx.ModelProto:
     model = without_initializers(graph.model)
     model.graph.initializer.extend(graph.model.graph.initializer)
     constants = {tensor.name for tensor in model.graph.initializer}
-    types = _types(graph.model)
+    types = infer_types(graph.model)
     nodes = list(model.graph.node)
     del model.graph.node[:]
     made: dict[tuple[str, int], str] = {}
@@ -147,16 +146,6 @@ def _add_mask(graph: onnx.GraphProto, kept: Kept, name: str, axis: int, kind: in
     graph.initializer.append(numpy_helper.from_array(values, f"{base}_mask"))
     graph.node.append(helper.make_node("Mul", [name, f"{base}_mask"], [base], name=base))
     return base
-
-
-def _types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element types of the model's tensors, as far as inference finds them."""
-    try:
-        graph = onnx.shape_inference.infer_shapes(skeleton(model)).graph
-    except onnx.shape_inference.InferenceError:
-        graph = model.graph
-    values = (*graph.value_info, *graph.input, *graph.output)
-    return {value.name: value.type.tensor_type.elem_type for value in values}
 
 
 def _session(model: onnx.ModelProto, kind: type[OnnxPruneError], message: str) -> ort.InferenceSession:

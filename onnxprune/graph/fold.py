@@ -11,7 +11,7 @@ import onnx
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from onnxprune.graph.inference import Dim, infer_symbolic
+from onnxprune.graph.inference import Dim, infer_symbolic, infer_types
 from onnxprune.graph.symbolic import Sizes, evaluate_sizes
 
 _LIMIT = 1 << 24
@@ -103,6 +103,7 @@ def _fold_once(model: onnx.ModelProto, shapes: Mapping[str, tuple[Dim, ...]]) ->
     tensors = {t.name: t for t in graph.initializer if t.name not in overridable}
     outputs = {value.name for value in graph.output}
     opset = standard_opset(model)
+    types = infer_types(model) if any(node.op_type == "CastLike" for node in graph.node) else {}
     arithmetic: dict[str, Sizes] = {}
 
     def read(name: str) -> Sizes | None:
@@ -119,7 +120,7 @@ def _fold_once(model: onnx.ModelProto, shapes: Mapping[str, tuple[Dim, ...]]) ->
         values = None
         standard = node.domain in ("", "ai.onnx") and (node.domain, node.op_type) not in local
         if standard and not any(name in outputs for name in node.output):
-            values = _node_values(node, opset, tensors, shapes)
+            values = _node_values(_concrete_cast(node, tensors, types), opset, tensors, shapes)
             sizes = evaluate_sizes(node, shapes, read) if values is None else None
             if sizes is not None:
                 arithmetic[node.output[0]] = sizes
@@ -141,6 +142,15 @@ def _fold_once(model: onnx.ModelProto, shapes: Mapping[str, tuple[Dim, ...]]) ->
 
 
 _Values = dict[str, Any]
+
+
+def _concrete_cast(
+    node: onnx.NodeProto, tensors: Mapping[str, onnx.TensorProto], types: Mapping[str, int]
+) -> onnx.NodeProto:
+    """A CastLike of a constant reads nothing but a type: the Cast that it stands for, where that is known."""
+    if node.op_type != "CastLike" or node.input[0] not in tensors or not types.get(node.input[1]):
+        return node
+    return onnx.helper.make_node("Cast", [node.input[0]], list(node.output), to=types[node.input[1]])
 
 
 def _node_values(
@@ -207,11 +217,18 @@ def _evaluate(
     values = dict(zip(names, results, strict=True))
     if not all(isinstance(value, (np.ndarray, np.generic)) for value in values.values()):
         return None
-    # Runtimes may skip the rounding of a half-precision number between two nodes, and a single number
-    # carries no channels: it stays as it is computed.
-    if any(value.size == 1 and value.dtype.name in _HALF for value in values.values()):
-        return None
-    return values
+    return None if any(_is_rounded(value, feeds) for value in values.values()) else values
+
+
+def _is_rounded(value: npt.NDArray[Any], inputs: Mapping[str, npt.NDArray[Any]]) -> bool:
+    """Whether it is a single half-precision number that had to be rounded, so other than what it came from.
+
+    Runtimes may skip such a rounding between two nodes, and a single number carries no channels: it stays
+    as it is computed.
+    """
+    if value.size != 1 or value.dtype.name not in _HALF:
+        return False
+    return not any(given.size == 1 and np.all(given == value) for given in inputs.values())
 
 
 def _as_sizes(value: npt.NDArray[Any]) -> Sizes:
@@ -229,8 +246,6 @@ def _fix_reshape(
 ) -> None:
     if len(node.input) < 2 or any(tensor.name == node.input[1] for tensor in graph.initializer):
         return
-    if any(attribute.name == "allowzero" and attribute.i for attribute in node.attribute):
-        return
     target = None
     wanted = read(node.input[1])
     if wanted is not None:
@@ -239,6 +254,11 @@ def _fix_reshape(
         target = _static_target(shapes.get(node.input[0]), shapes[node.output[0]])
     if target is None:
         return
+    literal = [attribute for attribute in node.attribute if attribute.name == "allowzero" and attribute.i]
+    if literal and (0 in shapes.get(node.output[0], ()) or (wanted is not None and 0 in list(wanted))):
+        return
+    for attribute in literal:  # every 0 of the new target copies
+        node.attribute.remove(attribute)
     taken = {tensor.name for tensor in graph.initializer} | {
         name for other in graph.node for name in other.output
     }

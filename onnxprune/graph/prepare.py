@@ -8,6 +8,7 @@ import onnx
 
 from onnxprune.errors import ModelError
 from onnxprune.graph.fold import captured, fold_constants, remove_dead, unique_name
+from onnxprune.graph.sequences import split_sequences
 
 _CLONE = "::"
 
@@ -36,6 +37,8 @@ def prepare(model: onnx.ModelProto, *, in_place: bool = False) -> onnx.ModelProt
         _unlist_initializers(graph)
         result.ir_version = 4
     fold_constants(result)
+    if split_sequences(result):
+        fold_constants(result)
     _name_nodes(graph)
     _read_once(graph)
     remove_dead(graph)

@@ -80,6 +80,13 @@ def _to_vector(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | 
     return inputs[0].reshape(1) if inputs[0] is not None and inputs[0].ndim == 0 else None
 
 
+def _reshaped(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | None:
+    target = _integers(inputs[1])
+    if inputs[0] is None or target not in ([], [1], [-1]):
+        return None
+    return inputs[0].reshape(target) if target or inputs[0].size == 1 else None
+
+
 def _to_scalar(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | None:
     return inputs[0].reshape(()) if inputs[0] is not None and inputs[0].shape == (1,) else None
 
@@ -120,6 +127,7 @@ _RULES: dict[str, Callable[[onnx.NodeProto, Sequence[Sizes | None]], Sizes | Non
     "Gather": _gather,
     "Identity": _same,
     "Mul": _arithmetic,
+    "Reshape": _reshaped,
     "Slice": _slice,
     "Squeeze": _to_scalar,
     "Sub": _arithmetic,
