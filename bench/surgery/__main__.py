@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-PROOFS = ("node_cases", "classics", "minis", "performance")
+PROOFS = ("rules", "unruled", "node_cases", "classics", "minis", "performance")
 VERSIONS = ("onnxprune", "onnx", "onnxruntime-gpu", "numpy", "torch", "onnxscript")
 
 

@@ -107,6 +107,8 @@ def _follow(node: onnx.NodeProto, state: State) -> None:
         context.pin_inputs("its body is left alone", bodies)
     elif rule is None:
         context.pin_inputs("the op has no rule")
+    elif any(0 in state.shapes.get(name, ()) for name in node.output):
+        context.pin_inputs("its output is empty")
     elif state.opset < _FIRST_OPSET:
         context.pin_inputs(f"its opset {state.opset} is older than {_FIRST_OPSET}")
     else:

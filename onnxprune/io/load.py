@@ -18,7 +18,7 @@ from onnxprune.io.wire import read_model
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 _BYTES = "the given bytes"
 _TRAINING_DOMAIN = "ai.onnx.preview.training"
-_QOPERATORS = frozenset(
+REFUSED_OPS = frozenset(
     {
         "ConvInteger", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "GatherBlockQuantized",
         "MatMulBnb4", "MatMulFpQ4", "MatMulInteger", "MatMulInteger16", "MatMulIntegerToFloat",
@@ -177,7 +177,7 @@ def _check_supported(model: onnx.ModelProto) -> None:
     for node in limits.all_nodes(model):
         block = next((a.i for a in node.attribute if a.name == "block_size"), 0)
         blocked = node.op_type in ("DequantizeLinear", "QuantizeLinear") and block > 0
-        if node.op_type in _QOPERATORS or blocked:
+        if node.op_type in REFUSED_OPS or blocked:
             kind = "block-quantized weights" if blocked else f"the quantized operator {node.op_type}"
             raise ModelError(
                 f"node {node.name or node.output[0]!r} has {kind}, which can't be pruned",

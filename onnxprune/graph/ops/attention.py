@@ -23,7 +23,7 @@ def attention(ctx: Context) -> None:
         raise NoRule("its heads are folded into the last axis")
     if any(ctx.has(index) for index in range(4, 7)) or any(ctx.used(index) for index in range(1, 4)):
         raise NoRule("it keeps a cache")
-    query, key, value = (ctx.uniform(ctx.labels(index), (2, 3), _WHY) for index in range(3))
+    query, key, value = (ctx.uniform(ctx.labels(index), (0, 2, 3), _WHY) for index in range(3))
     heads, shared = query.shape[1], key.shape[1]
     pair = meet(ctx, key_only(key), key_only(value))
     if heads % shared:
@@ -35,7 +35,9 @@ def attention(ctx: Context) -> None:
         if ctx.is_constant(3):
             ctx.bind_broadcast(3, Labels((*query.shape[:3], key.shape[2]), result.core))
         else:
-            mask = ctx.uniform(ctx.labels(3), (-1 % len(ctx.shape(3)),), _WHY)
+            mask = ctx.labels(3)
+            heads_axis = len(mask.shape) - 3
+            mask = ctx.uniform(mask, [a for a in range(len(mask.shape)) if a != heads_axis], _WHY)
             result = meet(ctx, result, mask)
     ctx.emit(0, Labels(ctx.out_shape(), result.core))
 
