@@ -15,7 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-PROOFS = ("rules", "unruled", "node_cases", "classics", "minis", "performance")
+PROOFS = (
+    "rules", "unruled", "random_graphs", "node_cases", "classics", "minis", "performance",
+)  # fmt: skip
 VERSIONS = ("onnxprune", "onnx", "onnxruntime-gpu", "numpy", "torch", "onnxscript")
 
 

@@ -11,7 +11,7 @@ import onnx
 from onnx import helper
 
 from bench.surgery.common import Array, session
-from onnxprune.graph.ops.elementwise import NARY
+from onnxprune.graph.ops.elementwise import NARY, UNARY
 from onnxprune.graph.ops.reduction import REDUCTIONS
 from onnxprune.io.limits import MAX_OPSET, MIN_OPSET
 
@@ -47,7 +47,7 @@ def _case(name: str, drawn: Drawn, opset: int) -> Case | None:
     results = [f"o{index}" for index in range(outputs)]
     kind = helper.np_dtype_to_tensor_dtype
     inputs = [helper.make_tensor_value_info(key, kind(v.dtype), v.shape) for key, v in given.items()]
-    first = onnx.TensorProto.BOOL if op in COMPARISONS else kind(np.dtype(np.float32))
+    first = onnx.TensorProto.BOOL if op in COMPARISONS else attributes.get("to", onnx.TensorProto.FLOAT)
     stated = [helper.make_tensor_value_info(result, first, None) for result in results]
     graph = helper.make_graph([helper.make_node(op, names, results, **attributes)], "g", inputs, stated)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
@@ -58,7 +58,7 @@ def _case(name: str, drawn: Drawn, opset: int) -> Case | None:
     return Case(f"{name}_{op}", model, [(list(given.values()), found)])
 
 
-COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual")
 
 
 def _floats(random: Random, *shape: int) -> Array:
@@ -128,9 +128,11 @@ def reduction(random: Random, opset: int) -> Drawn:
     op, shape = str(random.choice(REDUCTIONS)), _shape(random)
     axes = random.permutation(len(shape))[: random.integers(1, len(shape) + 1)].tolist()
     keep = {"keepdims": int(random.integers(2))}
+    x = _floats(random, *shape)
+    x = np.abs(x) if op == "ReduceLogSum" else x
     if opset >= (13 if op == "ReduceSum" else 18):
-        return op, [_floats(random, *shape), _ints(*axes)], keep, 1
-    return op, [_floats(random, *shape)], {**keep, "axes": axes}, 1
+        return op, [x, _ints(*axes)], keep, 1
+    return op, [x], {**keep, "axes": axes}, 1
 
 
 def normalisation(random: Random, opset: int) -> Drawn:
@@ -161,6 +163,27 @@ def pooling(random: Random, opset: int) -> Drawn:
     dims = int(random.integers(1, 3))
     size = {} if op.startswith("Global") else {"kernel_shape": [2] * dims, "strides": [2] * dims}
     return op, [_floats(random, 2, int(random.integers(2, 6)), *[6] * dims)], size, 1
+
+
+def resizing(random: Random, opset: int) -> Drawn:
+    x = _floats(random, 2, int(random.integers(2, 6)), 3, 4)
+    scales = np.array([1, 1, 2, 2], np.float32)
+    if opset < 9:
+        return "Upsample", [x], {"scales": scales.tolist()}, 1
+    if opset < 11:
+        return "Upsample" if opset == 9 else "Resize", [x, scales], {}, 1
+    if random.random() < 0.5:
+        return "Resize", [x, None, None, _ints(*x.shape[:2], 5, 7)], {"mode": "linear"}, 1
+    return "Resize", [x, None, scales], {"mode": str(random.choice(["nearest", "linear"]))}, 1
+
+
+def unary(random: Random, opset: int) -> Drawn:
+    op, x = str(random.choice(UNARY)), _floats(random, *_shape(random))
+    if op in ("Acos", "Asin", "Atanh"):
+        x = np.tanh(x) * np.float32(0.9)
+    elif op in ("Acosh", "Log", "Sqrt"):
+        x = np.abs(x) + np.float32(op == "Acosh")
+    return op, [x], {"to": onnx.TensorProto.DOUBLE} if op == "Cast" else {}, 1
 
 
 def movement(random: Random, opset: int) -> Drawn:
@@ -244,6 +267,6 @@ def attention(random: Random, opset: int) -> Drawn:
 
 
 MAKERS: tuple[Callable[[Random, int], Drawn], ...] = (
-    convolution, gemm, matmul, broadcast, reduction, normalisation, pooling, movement, cutting, reshaping,
-    attention,
+    convolution, gemm, matmul, broadcast, reduction, normalisation, pooling, resizing, unary, movement, cutting,
+    reshaping, attention,
 )  # fmt: skip
