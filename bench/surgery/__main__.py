@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 PROOFS = (
-    "rules", "unruled", "random_graphs", "node_cases", "classics", "minis", "performance",
+    "rules", "unruled", "random_graphs", "node_cases", "classics", "minis", "composition", "performance",
 )  # fmt: skip
 VERSIONS = ("onnxprune", "onnx", "onnxruntime-gpu", "numpy", "torch", "onnxscript")
 

@@ -48,8 +48,10 @@ def run(options: argparse.Namespace, say: Say) -> int:
     except Exception:  # the example that hypothesis found, whatever went wrong in it
         failures = 1
         say(f"```\n{traceback.format_exc()}```")
-    say(f"{seen['graphs']} graphs of {min(sizes, default=0)} to {max(sizes, default=0)} nodes; {seen['with units']} had units, "
-        f"{seen['pruned']} were pruned")  # fmt: skip
+    say(
+        f"{seen['graphs']} graphs of {min(sizes, default=0)} to {max(sizes, default=0)} nodes; "
+        f"{seen['with units']} had units, {seen['pruned']} were pruned"
+    )
     say("")
     tally({op: n for op, n in seen.items() if op.endswith(" nodes")}, ("op", "nodes"), say)
     return failures

@@ -267,6 +267,6 @@ def attention(random: Random, opset: int) -> Drawn:
 
 
 MAKERS: tuple[Callable[[Random, int], Drawn], ...] = (
-    convolution, gemm, matmul, broadcast, reduction, normalisation, pooling, resizing, unary, movement, cutting,
-    reshaping, attention,
+    convolution, gemm, matmul, broadcast, reduction, normalisation, pooling, resizing, unary, movement,
+    cutting, reshaping, attention,
 )  # fmt: skip
