@@ -1,4 +1,4 @@
-"""Small networks of twelve families, exported by torch; ``python -m bench.surgery minis`` runs every export."""
+"""Small networks of twelve families, exported by torch; all exports are in ``bench.surgery minis``."""
 
 from __future__ import annotations
 
