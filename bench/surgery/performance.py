@@ -3,7 +3,11 @@
 * analysis of a residual network of 2,000 nodes: at most 5 s;
 * rewriting a model with 100 MB of weights to half of its MACs: at most 3 s;
 * peak memory of load, analyse, plan, rewrite, save: at most 2.0 times the weights. It is the growth of the
-  process's resident memory over what it has after all imports.
+  process's resident memory over what it has after all imports. The weights lie in initializers, in a file
+  of their own, or in Constant nodes.
+
+Times are judged in CPU seconds: the work is on one thread, so that this is what a user waits on an idle
+machine; wall seconds are shown beside them, with whatever else the machine is doing.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
+from onnx import helper
 
 from bench.surgery.common import Say, weight_bytes
 from onnxprune.graph.analysis import analyze_graph
@@ -46,18 +51,18 @@ class Stages:
 
     def __init__(self) -> None:
         self.base = _status("VmRSS")
-        self.rows: list[tuple[str, float, int, int]] = []
+        self.rows: list[tuple[str, float, float, int, int]] = []
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Record what the block takes."""
-        start = time.perf_counter()
+        start, worked = time.perf_counter(), time.process_time()
         yield
-        seconds = time.perf_counter() - start
-        self.rows.append((name, seconds, _status("VmRSS") - self.base, _status("VmHWM") - self.base))
+        wall, cpu = time.perf_counter() - start, time.process_time() - worked
+        self.rows.append((name, cpu, wall, _status("VmRSS") - self.base, _status("VmHWM") - self.base))
 
 
-def surgery(path: Path, share: float) -> list[tuple[str, float, int, int]]:
+def surgery(path: Path, share: float) -> list[tuple[str, float, float, int, int]]:
     """The stages of one surgery on a file, in this process."""
     stages = Stages()
     with stages("load"):
@@ -73,20 +78,29 @@ def surgery(path: Path, share: float) -> list[tuple[str, float, int, int]]:
     return stages.rows
 
 
-def write(path: Path, megabytes: float) -> tuple[int, int]:
-    """Write a model with about that many bytes of weights; its nodes, and the bytes."""
+LAYOUTS = ("initializers", "external data", "Constant nodes")
+
+
+def write(path: Path, megabytes: float, layout: str) -> int:
+    """Write a model with about that many bytes of weights; the bytes."""
     channels = 512
     model = residual(max(1, round(megabytes * 1e6 / (2 * channels * channels * 36))), channels)
-    onnx.save(model, path)
-    return len(model.graph.node), weight_bytes(model)
+    size, graph = weight_bytes(model), model.graph
+    if layout == "Constant nodes":
+        held = [helper.make_node("Constant", [], [t.name], value=t) for t in graph.initializer]
+        nodes = [*held, *graph.node]
+        del graph.initializer[:], graph.node[:]
+        graph.node.extend(nodes)
+    onnx.save_model(model, path, save_as_external_data=layout == "external data", location="model.data")
+    return size
 
 
-def analysis(blocks: int) -> tuple[int, float]:
-    """Nodes of a residual network, and the seconds that its analysis takes."""
+def analysis(blocks: int) -> tuple[int, float, float]:
+    """Nodes of a residual network, and the seconds of CPU and of wall time that its analysis takes."""
     model = residual(blocks, 16)
-    start = time.perf_counter()
+    start, worked = time.perf_counter(), time.process_time()
     analyze_graph(model)
-    return len(model.graph.node), time.perf_counter() - start
+    return len(model.graph.node), time.process_time() - worked, time.perf_counter() - start
 
 
 def _status(key: str) -> int:
@@ -106,25 +120,35 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, say: Say) -> int:
     spawn = multiprocessing.get_context("spawn")
     with spawn.Pool(1) as pool:
-        nodes, seconds = pool.apply(analysis, (options.blocks,))
-    say(f"analysis of {nodes:,} nodes: {seconds:.2f} s (at most {ANALYSIS_S:g} s)")
+        nodes, seconds, wall = pool.apply(analysis, (options.blocks,))
+    say(
+        f"analysis of {nodes:,} nodes: {seconds:.2f} s of CPU (at most {ANALYSIS_S:g}), {wall:.2f} s of wall time"
+    )
     failures = int(seconds > ANALYSIS_S)
+    for layout in LAYOUTS:
+        failures += table(layout, options.megabytes, options.macs, say)
+    return failures
+
+
+def table(layout: str, megabytes: float, macs: float, say: Say) -> int:
+    """The stages of one surgery in a fresh process; the number of bars that are missed."""
+    spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "model.onnx")
         with spawn.Pool(1) as pool:
-            nodes, size = pool.apply(write, (path, options.megabytes))
+            size = pool.apply(write, (path, megabytes, layout))
         with spawn.Pool(1) as pool:
-            rows = pool.apply(surgery, (path, options.macs))
+            rows = pool.apply(surgery, (path, macs))
     say("")
-    say(f"{nodes} nodes, {size / 1e6:.0f} MB of weights, to {100 * options.macs:g} % of the MACs:")
+    say(f"{size / 1e6:.0f} MB of weights in {layout}, to {100 * macs:g} % of the MACs:")
     say("")
-    say("| stage | time | held after it, in weights | peak so far, in weights |")
-    say("|---|---|---|---|")
-    for name, seconds, held, peak in rows:
-        say(f"| {name} | {seconds:.2f} s | {held / size:.2f} | {peak / size:.2f} |")
-    rewriting = next(seconds for name, seconds, _, _ in rows if name == "rewrite")
+    say("| stage | CPU | wall | held after it, in weights | peak so far, in weights |")
+    say("|---|---|---|---|---|")
+    for name, cpu, wall, held, peak in rows:
+        say(f"| {name} | {cpu:.2f} s | {wall:.2f} s | {held / size:.2f} | {peak / size:.2f} |")
+    rewriting = next(cpu for name, cpu, *_ in rows if name == "rewrite")
     peak = max(peak for *_, peak in rows)
     say("")
-    say(f"rewriting: {rewriting:.2f} s (at most {REWRITE_S:g} s)")
+    say(f"rewriting: {rewriting:.2f} s of CPU (at most {REWRITE_S:g} s)")
     say(f"peak memory: {peak / size:.2f} times the weights (at most {MEMORY:g})")
-    return failures + int(rewriting > REWRITE_S) + int(peak > MEMORY * size)
+    return int(rewriting > REWRITE_S) + int(peak > MEMORY * size)

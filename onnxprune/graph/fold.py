@@ -175,9 +175,7 @@ def _constant(node: onnx.NodeProto) -> _Values | None:
         return None
     name, value = node.output[0], onnx.helper.get_attribute_value(attribute)
     if attribute.name == "value":
-        tensor = onnx.TensorProto()
-        tensor.CopyFrom(value)
-        return {name: tensor}
+        return {name: value}
     kinds: dict[str, Any] = {"value_int": np.int64, "value_ints": np.int64}
     kinds |= {"value_float": np.float32, "value_floats": np.float32}
     if attribute.name in kinds:

@@ -1,7 +1,7 @@
-"""Models in protobuf's wire format, one initializer at a time: the weights are never in memory twice.
+"""Models in protobuf's wire format, piece by piece: the weights are never in memory twice.
 
 A message is a sequence of fields in any order, and fields of the same number add up. So a file is read by
-parsing everything but the initializers at once and each initializer by itself, and written likewise
+parsing each node and each initializer by itself and all else at once, and written likewise
 (https://protobuf.dev/programming-guides/encoding).
 """
 
@@ -19,7 +19,11 @@ from onnx import TensorProto
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _GRAPH = onnx.ModelProto.DESCRIPTOR.fields_by_name["graph"].number
 _INITIALIZER = onnx.GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
+_NODE = onnx.GraphProto.DESCRIPTOR.fields_by_name["node"].number
 _LONGEST_VARINT = 10
+
+_BIG = 1 << 20
+"""Bytes from which a Constant node's value is read as the initializer that it might as well be."""
 
 
 def read_model(stream: BinaryIO) -> tuple[onnx.ModelProto, str]:
@@ -107,9 +111,26 @@ def _read_graph(reader: _Reader, graph: onnx.GraphProto) -> None:
     for number, kind, header in reader.fields(reader.at + length):
         if (number, kind) == (_INITIALIZER, _BYTES):
             graph.initializer.add().MergeFromString(reader.take(reader.varint()[0]))
+        elif (number, kind) == (_NODE, _BYTES):
+            _read_node(reader.take(reader.varint()[0]), graph)
         else:
             rest += header + reader.payload(kind)
     graph.MergeFromString(bytes(rest))
+
+
+def _read_node(data: bytes, graph: onnx.GraphProto) -> None:
+    """Add a node; a big Constant becomes an initializer, because nodes are copied freely."""
+    if len(data) < _BIG:
+        graph.node.add().MergeFromString(data)
+        return
+    node = onnx.NodeProto.FromString(data)
+    values = [item for item in node.attribute if item.name == "value" and item.HasField("t")]
+    if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and values and len(node.output) == 1:
+        tensor = graph.initializer.add()
+        tensor.CopyFrom(values[0].t)
+        tensor.name = node.output[0]
+    else:
+        graph.node.append(node)
 
 
 def _encode_shell(shell: onnx.ModelProto) -> tuple[bytes, bytes]:

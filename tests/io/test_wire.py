@@ -47,6 +47,21 @@ def test_round_trips(tmp_path: Path) -> None:
     assert len(write(given)) == given.ByteSize()
 
 
+def test_a_big_constant_is_read_as_an_initializer(tmp_path: Path) -> None:
+    b = Builder(opset=13)
+    x = b.gemm(b.input((1, 600)), 600)
+    given = b.model(b.gemm(x, 3))
+    held = [onnx.helper.make_node("Constant", [], [t.name], value=t) for t in given.graph.initializer]
+    nodes = [*held, *given.graph.node]
+    original = sorted(given.graph.initializer, key=lambda t: t.name)
+    del given.graph.initializer[:], given.graph.node[:]
+    given.graph.node.extend(nodes)
+    found = read(given.SerializeToString(), tmp_path)
+    big = [t for t in original if len(t.raw_data) >= 1 << 20]
+    assert len(big) == 1 and list(found.graph.initializer) == big
+    assert [node for node in nodes if node.output[0] != big[0].name] == list(found.graph.node)
+
+
 def test_fields_in_pieces_add_up(tmp_path: Path) -> None:
     data = model().SerializeToString() + model().SerializeToString()
     twice = read(data, tmp_path)
