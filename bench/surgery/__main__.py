@@ -11,6 +11,7 @@ import datetime
 import importlib
 import importlib.metadata
 import platform
+import resource
 import sys
 import time
 from pathlib import Path
@@ -42,8 +43,10 @@ def main() -> int:
 
     start = time.perf_counter()
     failures = module.run(options, say)
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    processor = sum(usage.ru_utime + usage.ru_stime for usage in used)
     say("")
-    say(f"{failures} failures, {time.perf_counter() - start:.0f} s")
+    say(f"{failures} failures, {processor:.0f} s of CPU, {time.perf_counter() - start:.0f} s of wall time")
     if options.out is not None:
         if "--out" in arguments:
             position = arguments.index("--out")

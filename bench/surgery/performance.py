@@ -121,9 +121,7 @@ def run(options: argparse.Namespace, say: Say) -> int:
     spawn = multiprocessing.get_context("spawn")
     with spawn.Pool(1) as pool:
         nodes, seconds, wall = pool.apply(analysis, (options.blocks,))
-    say(
-        f"analysis of {nodes:,} nodes: {seconds:.2f} s of CPU (at most {ANALYSIS_S:g}), {wall:.2f} s of wall time"
-    )
+    say(f"analysis of {nodes:,} nodes: {seconds:.2f} s of CPU (at most {ANALYSIS_S:g}), {wall:.2f} s of wall")
     failures = int(seconds > ANALYSIS_S)
     for layout in LAYOUTS:
         failures += table(layout, options.megabytes, options.macs, say)
