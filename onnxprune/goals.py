@@ -13,7 +13,7 @@ from onnxprune.errors import BudgetError
 from onnxprune.graph.plan import Plan, keep_all
 from onnxprune.graph.rewrite import rewrite
 from onnxprune.graph.structure import PruningGraph
-from onnxprune.io.save import shared_copy
+from onnxprune.io.save import model_bytes
 from onnxprune.profile.cost import Cost, CostModel
 from onnxprune.profile.latency import measure_latency
 from onnxprune.select.allocate import CostGoal
@@ -34,11 +34,6 @@ class Original:
 
     cost: Cost
     bytes: int
-
-
-def model_bytes(model: onnx.ModelProto) -> int:
-    """Bytes that the model takes when it is written, its weights included."""
-    return shared_copy(model).ByteSize()
 
 
 def plan_for(graph: PruningGraph, config: CompressConfig, original: Original, allocate: Allocate) -> Plan:

@@ -141,7 +141,9 @@ def compress(
         source = load(as_source(config.model))
         original = Original(count(source.model), file_bytes(source))
     with clock("analyse"):
-        graph = analyze_graph(source.model)
+        graph = analyze_graph(source.model, in_place=source.owned)
+        # It computes what the file does; from here on it stands for the original, held once.
+        source = replace(source, model=graph.model)
     with clock("data"):
         data = open_calibration(source.model, config, progress)
     run = _Run(config, source, graph, original, data, progress, clock)

@@ -46,8 +46,8 @@ def analyze(config: CompressConfig, *, progress: Progress | None = None) -> Anal
     progress = progress or SilentProgress()
     start = time.perf_counter()
     source = load(as_source(config.model))
-    graph = analyze_graph(source.model)
-    data = open_calibration(source.model, config, progress)
+    graph = analyze_graph(source.model, in_place=source.owned)
+    data = open_calibration(graph.model, config, progress)
     groups = chosen_groups(graph, config.keep, config.only)
     start_session = partial(open_session, provider=config.provider, threads=config.threads)
     statistics = collect_statistics(
@@ -61,7 +61,7 @@ def analyze(config: CompressConfig, *, progress: Progress | None = None) -> Anal
     )
     rankings = rank(graph, groups, config.method, statistics=statistics, seed=config.seed)
     profiled = time.perf_counter()
-    reference = start_session(source.model)
+    reference = start_session(graph.model)
     judged = labelled(data.evaluation or data.samples, reference, progress)
     judged = judged.subset(range(min(SAMPLES, len(judged)))).in_memory()
     curves, metrics = [], {}

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import onnx
 from hypothesis import strategies as st
+from onnx import numpy_helper
 
 from onnxprune.graph.plan import Plan, must_keep_one
 from onnxprune.graph.structure import PruningGraph
 from tests.model_builder import Builder
 
-OPSETS = (7, 8, 9, 10, 11, 12, 13, 14, 15, 17, 18, 19, 21)
+OPSETS = (7, 8, 9, 10, 11, 12, 13, 14, 15, 17, 18, 19, 21, 23, 24, 26)
 MAX_NODES = 30
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -274,11 +275,129 @@ def several_inputs(b: Builder, draw: Draw, x: str) -> str:
     return b.shaped(b.node("Sum", [x, y, *bias, z]), *b.shapes[x])
 
 
+def to_tokens(b: Builder, x: str) -> str:
+    """Space flattened and put before the channels."""
+    n, c, h, w = b.shapes[x]
+    return b.transpose(b.reshape(x, n, c, h * w), 0, 2, 1)
+
+
+def to_maps(b: Builder, t: str, h: int, w: int) -> str:
+    n, _, c = b.shapes[t]
+    return b.reshape(b.transpose(t, 0, 2, 1), n, c, h, w)
+
+
+def attention(b: Builder, draw: Draw, x: str) -> str:
+    """Self-attention over positions: heads from one projection or three, and a residual."""
+    n, c, h, w = b.shapes[x]
+    if h * w > 16:
+        return b.relu(x)
+    heads, size = pick(draw, 2, 3), pick(draw, 1, 2, 3)
+    t = to_tokens(b, x)
+    if pick(draw, 0, 1):
+        joint = b.reshape(b.like("Add", b.matmul(t, 3 * heads * size), b.weight(3 * heads * size)),
+                          n, h * w, 3, heads, size)  # fmt: skip
+        parts = b.split(b.transpose(joint, 2, 0, 3, 1, 4), [1, 1, 1], axis=0)
+        q, k, v = (b.reshape(part, n, heads, h * w, size) for part in parts)
+    else:
+        q, k, v = (b.transpose(b.reshape(b.matmul(t, heads * size), n, h * w, heads, size), 0, 2, 1, 3)
+                   for _ in range(3))  # fmt: skip
+    scores = b.shaped(b.node("MatMul", [q, b.transpose(k, 0, 1, 3, 2)]), n, heads, h * w, h * w)
+    if pick(draw, 0, 1):
+        scores = b.like("Add", scores, b.weight(heads, 1, h * w))
+    y = b.shaped(b.node("MatMul", [b.like("Softmax", scores, axis=3), v]), n, heads, h * w, size)
+    y = b.matmul(b.reshape(b.transpose(y, 0, 2, 1, 3), n, h * w, heads * size), c)
+    return to_maps(b, b.like("Add", t, y), h, w)
+
+
+def fused_attention(b: Builder, draw: Draw, x: str) -> str:
+    n, c, h, w = b.shapes[x]
+    if b.opset < 23 or h * w > 16:
+        return b.relu(x)
+    t, shared, times = to_tokens(b, x), pick(draw, 1, 2), pick(draw, 1, 2)
+    q, k, v = (b.transpose(b.reshape(b.matmul(t, heads * 2), n, h * w, heads, 2), 0, 2, 1, 3)
+               for heads in (shared * times, shared, shared))  # fmt: skip
+    y = b.like("Attention", q, k, v)
+    y = b.reshape(b.transpose(y, 0, 2, 1, 3), n, h * w, shared * times * 2)
+    return to_maps(b, b.like("Add", t, b.matmul(y, c)), h, w)
+
+
+def gated_dense(b: Builder, draw: Draw, x: str) -> str:
+    """A gated hidden layer (SwiGLU): from two projections, or from one that is split."""
+    _n, c, h, w = b.shapes[x]
+    t, hidden = to_tokens(b, x), pick(draw, 2, 3, 5)
+    if pick(draw, 0, 1):
+        gate, value = b.matmul(t, hidden), b.matmul(t, hidden)
+    else:
+        gate, value = b.split(b.matmul(t, 2 * hidden), [hidden, hidden], axis=2)
+    y = b.like("Mul", b.like("Mul", gate, b.like("Sigmoid", gate)), value)
+    return to_maps(b, b.like("Add", t, b.matmul(y, c)), h, w)
+
+
+def layer_norm(b: Builder, draw: Draw, x: str) -> str:
+    """Over the channels or over the positions, as one op or (RMS) as its parts."""
+    n, c, h, w = b.shapes[x]
+    t = b.reshape(x, n, c, h * w) if pick(draw, 0, 1) else to_tokens(b, x)
+    back = b.shapes[t][1] == c
+    size = b.shapes[t][2]
+    if b.opset >= 17 and pick(draw, 0, 1):
+        y = b.like("LayerNormalization", t, b.weight(size), b.weight(size), axis=-1)
+    else:
+        square = b.like("Mul", t, t)
+        if b.opset >= 18:
+            mean = b.node("ReduceMean", [square, b.ints([2])])
+        else:
+            mean = b.node("ReduceMean", [square], axes=[2])
+        root = b.node("Sqrt", [b.node("Add", [mean, b.constant(np.float32(0.1))])])
+        y = b.like("Div", t, root)
+    return b.reshape(y, n, c, h, w) if back else to_maps(b, y, h, w)
+
+
+def group_norm(b: Builder, draw: Draw, x: str) -> str:
+    """As one op, or as InstanceNormalization of the groups."""
+    n, c, h, w = b.shapes[x]
+    groups = next((g for g in (pick(draw, 2, 3), 2, 3) if c % g == 0), 1)
+    if b.opset >= 21:
+        return b.like("GroupNormalization", x, b.weight(c), b.weight(c), num_groups=groups, epsilon=0.1)
+    y = b.reshape(x, n, groups, c // groups * h * w)
+    one = b.constant(np.ones(groups, np.float32))
+    y = b.like("InstanceNormalization", y, one, b.weight(groups), epsilon=0.1)
+    return b.like("Mul", b.reshape(y, n, c, h, w), b.weight(c, 1, 1))
+
+
+def odd_weights(b: Builder, draw: Draw, x: str) -> str:
+    """A weight from a Constant node, one that a node transposes, or one that nodes compute."""
+    n, c, h, w = b.shapes[x]
+    out = draw(st.integers(2, 5))
+    kind = draw(st.integers(0, 2))
+    weight = b.weight(c, out, 1, 1) if kind == 1 else b.weight(out, c, 1, 1)
+    if kind == 0:
+        held = numpy_helper.from_array(b.constants.pop(weight))
+        b.nodes.append(onnx.helper.make_node("Constant", [], [weight], value=held))
+    elif kind == 1:
+        weight = b.node("Transpose", [weight], perm=[1, 0, 2, 3])
+    else:
+        weight = b.node("Mul", [weight, b.weight(out, 1, 1, 1)])
+    y = b.node("Conv", [x, weight], kernel_shape=[1, 1])
+    return b.shaped(y, n, out, h, w)
+
+
+def channel_statistics(b: Builder, draw: Draw, x: str) -> str:
+    """A map of what all channels do at each position, as spatial attention has it."""
+    n, _c, h, w = b.shapes[x]
+    if b.opset >= 18:
+        parts = [b.node(op, [x, b.ints([1])]) for op in ("ReduceMean", "ReduceMax")]
+    else:
+        parts = [b.node(op, [x], axes=[1]) for op in ("ReduceMean", "ReduceMax")]
+    both = b.concat(*(b.shaped(part, n, 1, h, w) for part in parts))
+    return b.like("Mul", x, b.like("Sigmoid", b.conv(both, 1, 3)))
+
+
 BLOCKS: tuple[Block, ...] = (
     conv, conv, conv, grouped_conv, depthwise, conv_transpose, batch_norm, batch_norm, activation, activation,
     residual, residual, join, join, join, gate, pool, channel_constant, slice_channels, shortcut, pad_space,
     channels_last, split_branches, channel_shuffle, tokens, permute_channels, instance_norm, upsample,
     space_to_depth, shared_weights, pinned, reduce_space, other_ranks, repeat, several_inputs,
+    attention, fused_attention, gated_dense, layer_norm, group_norm, odd_weights, channel_statistics,
 )  # fmt: skip
 
 
@@ -303,7 +422,7 @@ def models(draw: Draw) -> onnx.ModelProto:
     live = [x]
     blocks = draw(st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=10))
     for block in blocks:
-        if len(b.nodes) > MAX_NODES - 6:
+        if len(b.nodes) > MAX_NODES - 14:
             break
         x = live[-1] if pick(draw, 0, 0, 1) == 0 else draw(st.sampled_from(live))
         live.append(block(b, draw, x))

@@ -31,18 +31,22 @@ _FIRST_OPSET = 7
 
 
 def analyze_graph(
-    model: onnx.ModelProto, *, input_shapes: Mapping[str, Sequence[int]] | None = None
+    model: onnx.ModelProto,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    in_place: bool = False,
 ) -> PruningGraph:
     """Find which channels can be removed together, which can't and why.
 
-    ``model`` isn't changed. ``input_shapes`` gives sizes for inputs with dynamic axes other than
+    ``model`` isn't changed, unless ``in_place`` makes it the graph's own, which saves a copy of the
+    weights. ``input_shapes`` gives sizes for inputs with dynamic axes other than
     the batch; without it usual sizes are tried.
 
     Raises:
         ModelError: the model is malformed.
         UsageError: ``input_shapes`` doesn't fit the model.
     """
-    prepared = prepare(model)
+    prepared = prepare(model, in_place=in_place)
     graph = prepared.graph
     shapes = infer_concrete(prepared, input_shapes)
     state = _start(prepared, shapes)
@@ -105,6 +109,8 @@ def _follow(node: onnx.NodeProto, state: State) -> None:
         context.pin_inputs("its body is left alone", bodies)
     elif rule is None:
         context.pin_inputs("the op has no rule")
+    elif any(0 in state.shapes.get(name, ()) for name in node.output):
+        context.pin_inputs("its output is empty")
     elif state.opset < _FIRST_OPSET:
         context.pin_inputs(f"its opset {state.opset} is older than {_FIRST_OPSET}")
     else:

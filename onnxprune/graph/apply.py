@@ -25,7 +25,7 @@ def apply(
     the plan came from. Raises what loading, analysis and `rewrite` raise, PlanError above all.
     """
     loaded = load(model)
-    graph = analyze_graph(loaded.model, input_shapes=input_shapes)
+    graph = analyze_graph(loaded.model, input_shapes=input_shapes, in_place=loaded.owned)
     if isinstance(plan, str):
         plan = Plan.from_json(graph, plan, model_sha256=loaded.sha256)
     return rewrite(graph, plan)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnx.shape_inference
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
@@ -18,9 +17,9 @@ from onnxprune.errors import ModelError, OnnxPruneError, VerificationError
 from onnxprune.graph.edits import attribute
 from onnxprune.graph.equation import parse_equation
 from onnxprune.graph.fused import DOMAIN, contraction, factor_axes
+from onnxprune.graph.inference import infer_types
 from onnxprune.graph.kept import Kept
 from onnxprune.graph.plan import Plan, validate
-from onnxprune.graph.shapes import skeleton
 from onnxprune.graph.stored import without_rounding
 from onnxprune.graph.structure import PruningGraph
 from onnxprune.io.limits import INLINE_LIMIT, weight_bytes
@@ -49,7 +48,7 @@ def masked(graph: PruningGraph, plan: Plan) -> onnx.ModelProto:
     model = without_initializers(graph.model)
     model.graph.initializer.extend(graph.model.graph.initializer)
     constants = {tensor.name for tensor in model.graph.initializer}
-    types = _types(graph.model)
+    types = infer_types(graph.model)
     nodes = list(model.graph.node)
     del model.graph.node[:]
     made: dict[tuple[str, int], str] = {}
@@ -169,16 +168,6 @@ def _add_mask(graph: onnx.GraphProto, kept: Kept, name: str, axis: int, kind: in
     return base
 
 
-def _types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element types of the model's tensors, as far as inference finds them."""
-    try:
-        graph = onnx.shape_inference.infer_shapes(skeleton(model)).graph
-    except onnx.shape_inference.InferenceError:
-        graph = model.graph
-    values = (*graph.value_info, *graph.input, *graph.output)
-    return {value.name: value.type.tensor_type.elem_type for value in values}
-
-
 def _session(model: onnx.ModelProto, kind: type[OnnxPruneError], message: str) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL
@@ -186,7 +175,7 @@ def _session(model: onnx.ModelProto, kind: type[OnnxPruneError], message: str) -
     # Fusions differ between the two models, and would raise the floor of rounding errors.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        if weight_bytes(model) > INLINE_LIMIT:
+        if weight_bytes(model.graph.initializer) > INLINE_LIMIT:
             with tempfile.TemporaryDirectory() as folder:
                 path = save(model, Path(folder, "model.onnx"), external_data=True)[0]
                 return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -11,7 +11,7 @@ import onnx
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from onnxprune.graph.inference import Dim, infer_symbolic
+from onnxprune.graph.inference import Dim, infer_symbolic, infer_types
 from onnxprune.graph.symbolic import Sizes, evaluate_sizes
 
 _LIMIT = 1 << 24
@@ -19,6 +19,8 @@ _LIMIT = 1 << 24
 
 _LONGEST = 64
 """Most elements of an integer vector that is taken for shape arithmetic."""
+
+_HALF = ("float16", "bfloat16")
 
 _INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
 
@@ -101,6 +103,7 @@ def _fold_once(model: onnx.ModelProto, shapes: Mapping[str, tuple[Dim, ...]]) ->
     tensors = {t.name: t for t in graph.initializer if t.name not in overridable}
     outputs = {value.name for value in graph.output}
     opset = standard_opset(model)
+    types = infer_types(model) if any(node.op_type == "CastLike" for node in graph.node) else {}
     arithmetic: dict[str, Sizes] = {}
 
     def read(name: str) -> Sizes | None:
@@ -117,7 +120,7 @@ def _fold_once(model: onnx.ModelProto, shapes: Mapping[str, tuple[Dim, ...]]) ->
         values = None
         standard = node.domain in ("", "ai.onnx") and (node.domain, node.op_type) not in local
         if standard and not any(name in outputs for name in node.output):
-            values = _node_values(node, opset, tensors, shapes)
+            values = _node_values(_concrete_cast(node, tensors, types), opset, tensors, shapes)
             sizes = evaluate_sizes(node, shapes, read) if values is None else None
             if sizes is not None:
                 arithmetic[node.output[0]] = sizes
@@ -142,6 +145,15 @@ def _fold_once(model: onnx.ModelProto, shapes: Mapping[str, tuple[Dim, ...]]) ->
 _Values = dict[str, Any]
 
 
+def _concrete_cast(
+    node: onnx.NodeProto, tensors: Mapping[str, onnx.TensorProto], types: Mapping[str, int]
+) -> onnx.NodeProto:
+    """A CastLike of a constant reads nothing but a type: the Cast that it stands for, where that is known."""
+    if node.op_type != "CastLike" or node.input[0] not in tensors or not types.get(node.input[1]):
+        return node
+    return onnx.helper.make_node("Cast", [node.input[0]], list(node.output), to=types[node.input[1]])
+
+
 def _node_values(
     node: onnx.NodeProto,
     opset: int,
@@ -164,9 +176,7 @@ def _constant(node: onnx.NodeProto) -> _Values | None:
         return None
     name, value = node.output[0], onnx.helper.get_attribute_value(attribute)
     if attribute.name == "value":
-        tensor = onnx.TensorProto()
-        tensor.CopyFrom(value)
-        return {name: tensor}
+        return {name: value}
     kinds: dict[str, Any] = {"value_int": np.int64, "value_ints": np.int64}
     kinds |= {"value_float": np.float32, "value_floats": np.float32}
     if attribute.name in kinds:
@@ -204,7 +214,20 @@ def _evaluate(
     except Exception:  # the evaluator raises whatever numpy does; an op it can't run just stays
         return None
     values = dict(zip(names, results, strict=True))
-    return values if all(isinstance(value, (np.ndarray, np.generic)) for value in values.values()) else None
+    if not all(isinstance(value, (np.ndarray, np.generic)) for value in values.values()):
+        return None
+    return None if any(_is_rounded(value, feeds) for value in values.values()) else values
+
+
+def _is_rounded(value: npt.NDArray[Any], inputs: Mapping[str, npt.NDArray[Any]]) -> bool:
+    """Whether it is a single half-precision number that had to be rounded, so other than what it came from.
+
+    Runtimes may skip such a rounding between two nodes, and a single number carries no channels: it stays
+    as it is computed.
+    """
+    if value.size != 1 or value.dtype.name not in _HALF:
+        return False
+    return not any(given.size == 1 and np.all(given == value) for given in inputs.values())
 
 
 def _as_sizes(value: npt.NDArray[Any]) -> Sizes:
@@ -222,8 +245,6 @@ def _fix_target(
 ) -> None:
     if len(node.input) < 2 or any(tensor.name == node.input[1] for tensor in graph.initializer):
         return
-    if any(attribute.name == "allowzero" and attribute.i for attribute in node.attribute):
-        return
     target = None
     constant = _expand_target if node.op_type == "Expand" else _reshape_target
     wanted = read(node.input[1])
@@ -233,6 +254,11 @@ def _fix_target(
         target = constant(shapes.get(node.input[0]), shapes[node.output[0]])
     if target is None:
         return
+    literal = [attribute for attribute in node.attribute if attribute.name == "allowzero" and attribute.i]
+    if literal and (0 in shapes.get(node.output[0], ()) or (wanted is not None and 0 in list(wanted))):
+        return
+    for attribute in literal:  # every 0 of the new target copies
+        node.attribute.remove(attribute)
     taken = {tensor.name for tensor in graph.initializer} | {
         name for other in graph.node for name in other.output
     }

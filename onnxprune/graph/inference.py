@@ -44,6 +44,19 @@ def infer_symbolic(model: onnx.ModelProto) -> dict[str, tuple[Dim, ...]]:
     return infer_bare(skeleton(model))
 
 
+def infer_types(model: onnx.ModelProto) -> dict[str, int]:
+    """Element types of the model's tensors, as far as inference finds them."""
+    bare = skeleton(model)
+    try:
+        graph = shape_inference.infer_shapes(bare).graph
+    except Exception:  # as in `infer_bare`
+        graph = bare.graph
+    types = {tensor.name: int(tensor.data_type) for tensor in model.graph.initializer}
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        types[value.name] = value.type.tensor_type.elem_type
+    return types
+
+
 def infer_bare(bare: onnx.ModelProto) -> dict[str, tuple[Dim, ...]]:
     """Symbolic shapes of a skeleton, which may have been changed meanwhile."""
     changed = onnx.ModelProto()

@@ -8,23 +8,27 @@ import onnx
 
 from onnxprune.errors import ModelError
 from onnxprune.graph.fold import captured, fold_constants, remove_dead, unique_name
+from onnxprune.graph.sequences import split_sequences
 from onnxprune.graph.stored import fold_transposes, separate_stored
 
 _CLONE = "::"
 
 
-def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
+def prepare(model: onnx.ModelProto, *, in_place: bool = False) -> onnx.ModelProto:
     """A copy of ``model`` with constants folded, nodes named, and every initializer read once.
 
     Names of inputs, outputs, values and (where they are unique) nodes stay, and so do opset imports,
     the IR version and all metadata; inner shapes that the file states are dropped, they would go
-    stale. IR 3 becomes IR 4, which may hold constants that aren't inputs.
+    stale. IR 3 becomes IR 4, which may hold constants that aren't inputs. With
+    ``in_place`` the model itself is changed and returned: no weight is copied.
 
     Raises:
         ModelError: the model has no graph, or its nodes aren't in an order that can be run.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = model
+    if not in_place:
+        result = onnx.ModelProto()
+        result.CopyFrom(model)
     graph = result.graph
     if not graph.node:
         raise ModelError("the model has no nodes", hint="give the ONNX file of a trained network")
@@ -34,6 +38,8 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
         _unlist_initializers(graph)
         result.ir_version = 4
     fold_constants(result)
+    if split_sequences(result):
+        fold_constants(result)
     _name_nodes(graph)
     _separate_constants(graph)
     remove_dead(graph)

@@ -42,7 +42,7 @@ def rewrite(graph: PruningGraph, plan: Plan) -> onnx.ModelProto:
                 result.graph.initializer.append(tensor)
                 continue
             value = _compress(numpy_helper.to_array(tensor), masks)
-        result.graph.initializer.append(_replaced(tensor, value))
+        _store(value, tensor, result.graph.initializer.add())
     for name, value in edits.added.items():
         result.graph.initializer.append(numpy_helper.from_array(value, name))
     _update_shapes(result.graph, kept)
@@ -90,17 +90,17 @@ def _compress(value: Array, masks: dict[int, BoolArray]) -> Array:
     return value
 
 
-def _replaced(tensor: TensorProto, value: Array) -> TensorProto:
-    """A tensor with the name, type and documentation of ``tensor`` and another value."""
+def _store(value: Array, tensor: TensorProto, new: TensorProto) -> None:
+    """Give ``new`` the name, type and documentation of ``tensor``, and ``value``."""
     if tensor.HasField("raw_data") and value.dtype.itemsize * value.size == _packed_size(tensor, value):
-        new = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=value.shape)
+        new.name, new.data_type = tensor.name, tensor.data_type
+        new.dims.extend(value.shape)
         new.raw_data = value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
     else:
-        new = numpy_helper.from_array(value, tensor.name)
+        new.CopyFrom(numpy_helper.from_array(value, tensor.name))
     if tensor.doc_string:
         new.doc_string = tensor.doc_string
     new.metadata_props.extend(tensor.metadata_props)
-    return new
 
 
 def _packed_size(tensor: TensorProto, value: Array) -> int:

@@ -80,6 +80,13 @@ def _to_vector(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | 
     return inputs[0].reshape(1) if inputs[0] is not None and inputs[0].ndim == 0 else None
 
 
+def _reshaped(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | None:
+    target = _integers(inputs[1])
+    if inputs[0] is None or target not in ([], [1], [-1]):
+        return None
+    return inputs[0].reshape(target) if target == [-1] or inputs[0].size == 1 else None
+
+
 def _to_scalar(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | None:
     return inputs[0].reshape(()) if inputs[0] is not None and inputs[0].shape == (1,) else None
 
@@ -137,10 +144,6 @@ def _where(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | None
     return result
 
 
-def _vector(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | None:
-    return inputs[0].reshape(-1) if inputs[0] is not None and _integers(inputs[1]) == [-1] else None
-
-
 _RULES: dict[str, Callable[[onnx.NodeProto, Sequence[Sizes | None]], Sizes | None]] = {
     "Add": _arithmetic,
     "Cast": _same,
@@ -150,7 +153,7 @@ _RULES: dict[str, Callable[[onnx.NodeProto, Sequence[Sizes | None]], Sizes | Non
     "Gather": _gather,
     "Identity": _same,
     "Mul": _arithmetic,
-    "Reshape": _vector,
+    "Reshape": _reshaped,
     "Slice": _slice,
     "Squeeze": _to_scalar,
     "Sub": _arithmetic,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import onnx
@@ -89,9 +89,9 @@ def tensor_bytes(tensor: TensorProto) -> int:
     return -(-_elements(tensor) * bits // 8)
 
 
-def weight_bytes(model: onnx.ModelProto) -> int:
-    """Bytes of the raw data of all initializers; protobuf's own count would serialize the model."""
-    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+def weight_bytes(initializers: Iterable[TensorProto]) -> int:
+    """Bytes of the initializers' raw data; protobuf's own count would serialize them."""
+    return sum(len(tensor.raw_data) for tensor in initializers)
 
 
 def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

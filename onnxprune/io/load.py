@@ -13,10 +13,12 @@ from onnx import external_data_helper
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.io import limits
 from onnxprune.io.validate import check_model, shorten
+from onnxprune.io.wire import read_model
 
 _DEFAULT_DOMAINS = ("", "ai.onnx")
+_BYTES = "the given bytes"
 _TRAINING_DOMAIN = "ai.onnx.preview.training"
-_QOPERATORS = frozenset(
+REFUSED_OPS = frozenset(
     {
         "ConvInteger", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "GatherBlockQuantized",
         "MatMulBnb4", "MatMulFpQ4", "MatMulInteger", "MatMulInteger16", "MatMulIntegerToFloat",
@@ -34,7 +36,8 @@ class LoadedModel:
 
     ``path`` is None where the model did not come from a file; ``files`` are all the files it was
     read from; ``sha256`` is the digest of the model file's bytes (external data not included), or
-    of the serialised message; ``external_data`` says whether weights lay in files of their own.
+    of the serialised message; ``external_data`` says whether weights lay in files of their own, and
+    ``owned`` whether the message was made here, so that it may be changed.
     """
 
     model: onnx.ModelProto
@@ -42,6 +45,7 @@ class LoadedModel:
     sha256: str
     external_data: bool
     files: tuple[Path, ...] = ()
+    owned: bool = False
 
 
 def load(source: str | Path | bytes | onnx.ModelProto, *, memory: int | None = None) -> LoadedModel:
@@ -54,14 +58,16 @@ def load(source: str | Path | bytes | onnx.ModelProto, *, memory: int | None = N
     path: Path | None = None
     if isinstance(source, onnx.ModelProto):
         model, digest = source, _message_digest(source)
+    elif isinstance(source, bytes):
+        model, digest = _parse(source), hashlib.sha256(source).hexdigest()
     else:
-        if isinstance(source, bytes):
-            data = source
-        else:
-            path = Path(source)
-            data = _read(path, limit)
-        model, digest = _parse(data, path), hashlib.sha256(data).hexdigest()
-        del data
+        path = Path(source)
+        model, digest = _read(path, limit)
+    if not model.ir_version and not model.opset_import:
+        raise ModelError(
+            f"not an ONNX model: {path or _BYTES} states no format version",
+            hint="the file must be a binary ONNX model (.onnx), not a checkpoint or a text file",
+        )
     limits.check_text(model)
     _check_purpose(model)
     _check_versions(model)
@@ -77,10 +83,12 @@ def load(source: str | Path | bytes | onnx.ModelProto, *, memory: int | None = N
         sha256=digest,
         external_data=bool(files),
         files=((path,) if path is not None else ()) + files,
+        owned=model is not source,
     )
 
 
-def _read(path: Path, limit: int) -> bytes:
+def _read(path: Path, limit: int) -> tuple[onnx.ModelProto, str]:
+    """The message in a file and the file's digest."""
     if not path.exists():
         raise UsageError(f"no such file: {path}", hint="give the path of an .onnx file")
     if not path.is_file():
@@ -95,29 +103,28 @@ def _read(path: Path, limit: int) -> bytes:
             hint="models over 2 GB keep their weights as external data",
         )
     try:
-        return path.read_bytes()
+        with path.open("rb") as stream:
+            return read_model(stream)
+    except DecodeError as error:
+        raise _not_a_model(str(path)) from error
     except OSError as error:
         raise UsageError(f"can't read {path}: {error.strerror}", hint="check its permissions") from error
 
 
-def _parse(data: bytes, path: Path | None) -> onnx.ModelProto:
-    name = str(path) if path is not None else "the given bytes"
+def _parse(data: bytes) -> onnx.ModelProto:
     if not data:
-        raise ModelError(f"{name} hold no model: they are empty", hint="export the model again")
-    model = onnx.ModelProto()
+        raise ModelError(f"{_BYTES} hold no model: they are empty", hint="export the model again")
     try:
-        model.ParseFromString(data)
+        return onnx.ModelProto.FromString(data)
     except DecodeError as error:
-        raise ModelError(
-            f"not an ONNX model, or a truncated one: {name}",
-            hint="the file must be a binary ONNX model; export or download it again",
-        ) from error
-    if not model.ir_version and not model.opset_import:
-        raise ModelError(
-            f"not an ONNX model: {name} states no format version",
-            hint="the file must be a binary ONNX model (.onnx), not a checkpoint or a text file",
-        )
-    return model
+        raise _not_a_model(_BYTES) from error
+
+
+def _not_a_model(name: str) -> ModelError:
+    return ModelError(
+        f"not an ONNX model, or a truncated one: {name}",
+        hint="the file must be a binary ONNX model; export or download it again",
+    )
 
 
 def _load_external(model: onnx.ModelProto, folder: Path) -> None:
@@ -171,7 +178,7 @@ def _check_supported(model: onnx.ModelProto) -> None:
     for node in limits.all_nodes(model):
         block = next((a.i for a in node.attribute if a.name == "block_size"), 0)
         blocked = node.op_type in ("DequantizeLinear", "QuantizeLinear") and block > 0
-        if node.op_type in _QOPERATORS or blocked:
+        if node.op_type in REFUSED_OPS or blocked:
             kind = "block-quantized weights" if blocked else f"the quantized operator {node.op_type}"
             raise ModelError(
                 f"node {node.name or node.output[0]!r} has {kind}, which can't be pruned",

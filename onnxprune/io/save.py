@@ -6,14 +6,14 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import onnx
 from onnx import TensorProto
 
 from onnxprune.errors import UsageError
-from onnxprune.io import limits
+from onnxprune.io import limits, wire
 from onnxprune.io.share import rename_inputs, shared_initializers
 from onnxprune.io.validate import without_initializers
 
@@ -36,8 +36,8 @@ def save(
     never overwritten (those of the input). UsageError for a target that must not or can't be written.
     """
     target = Path(path)
-    shared = shared_copy(model)
-    external = external_data or limits.weight_bytes(shared) > limits.INLINE_LIMIT
+    shell, initializers = shared_parts(model)
+    external = external_data or limits.weight_bytes(initializers) > limits.INLINE_LIMIT
     targets = [target, target.with_name(target.name + ".data")] if external else [target]
     _check_targets(targets, overwrite, _paths(protect))
     try:
@@ -49,8 +49,8 @@ def save(
     try:
         files = [scratch / item.name for item in targets]
         if external:
-            shared = _externalise(shared, files[1])
-        _write(files[0], shared)
+            initializers = _externalise(initializers, files[1])
+        _write(files[0], shell, initializers)
         _move(files, targets, scratch)
     except OSError as error:
         raise UsageError(f"can't write {target}: {error.strerror}", hint="is the disk full?") from error
@@ -83,35 +83,38 @@ def _check_targets(targets: list[Path], overwrite: bool, protected: list[Path]) 
             raise UsageError(f"{target} exists", hint="choose another path, or overwrite it with --force")
 
 
-def shared_copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    """``model`` with clones that are still equal merged; the given message itself if there are none."""
-    names = shared_initializers(model)
-    if not names:
-        return model
-    merged = without_initializers(model)
-    merged.graph.initializer.extend(t for t in model.graph.initializer if t.name not in names)
-    outputs = {value.name for value in model.graph.output}
-    kept_alias = [name for name in names if name in outputs]
-    for name in kept_alias:  # an initializer that is itself an output can't be renamed
-        merged.graph.initializer.extend(t for t in model.graph.initializer if t.name == name)
-        del names[name]
-    del merged.graph.value_info[:]
-    merged.graph.value_info.extend(v for v in model.graph.value_info if v.name not in names)
-    rename_inputs(list(merged.graph.node), names)
-    return merged
+def shared_parts(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[TensorProto]]:
+    """``model`` without initializers, and those it needs where clones that are still equal are one.
+
+    The initializers are the model's own messages, so nothing that grows with the weights is copied.
+    """
+    shell, names = without_initializers(model), shared_initializers(model)
+    for value in model.graph.output:  # an initializer that is itself an output can't be renamed
+        names.pop(value.name, None)
+    if names:
+        del shell.graph.value_info[:]
+        shell.graph.value_info.extend(v for v in model.graph.value_info if v.name not in names)
+        rename_inputs(list(shell.graph.node), names)
+    return shell, [tensor for tensor in model.graph.initializer if tensor.name not in names]
 
 
-def _externalise(model: onnx.ModelProto, data: Path) -> onnx.ModelProto:
-    """Write large initializers to ``data``; the returned model refers to them by the file's name."""
-    shell = without_initializers(model)
+def model_bytes(model: onnx.ModelProto) -> int:
+    """Bytes that the model takes when it is written, its weights included."""
+    return wire.encoded_size(*shared_parts(model))
+
+
+def _externalise(initializers: Sequence[TensorProto], data: Path) -> list[TensorProto]:
+    """Write large initializers to ``data``; those returned refer to them by the file's name."""
+    stored: list[TensorProto] = []
     with data.open("wb") as stream:
-        for tensor in model.graph.initializer:
-            if len(tensor.raw_data) < _SMALL:
-                shell.graph.initializer.append(tensor)
+        for tensor in initializers:
+            raw = tensor.raw_data  # each look at it makes a copy
+            if len(raw) < _SMALL:
+                stored.append(tensor)
                 continue
             stream.write(b"\0" * (-stream.tell() % _ALIGNMENT))
-            reference = shell.graph.initializer.add()
-            reference.name, reference.data_type = tensor.name, tensor.data_type
+            reference = TensorProto(name=tensor.name, data_type=tensor.data_type)
+            stored.append(reference)
             if tensor.doc_string:
                 reference.doc_string = tensor.doc_string
             reference.dims.extend(tensor.dims)
@@ -120,18 +123,18 @@ def _externalise(model: onnx.ModelProto, data: Path) -> onnx.ModelProto:
             for key, value in (
                 ("location", data.name),
                 ("offset", str(stream.tell())),
-                ("length", str(len(tensor.raw_data))),
+                ("length", str(len(raw))),
             ):
                 reference.external_data.add(key=key, value=value)
-            stream.write(tensor.raw_data)
+            stream.write(raw)
         stream.flush()
         os.fsync(stream.fileno())
-    return shell
+    return stored
 
 
-def _write(path: Path, model: onnx.ModelProto) -> None:
+def _write(path: Path, shell: onnx.ModelProto, initializers: Sequence[TensorProto]) -> None:
     with path.open("wb") as stream:
-        stream.write(model.SerializeToString(deterministic=True))
+        wire.write_model(stream, shell, initializers)
         stream.flush()
         os.fsync(stream.fileno())
 

@@ -20,7 +20,7 @@ from onnxprune.graph.equation import parse_equation
 from onnxprune.graph.fused import DOMAIN, contraction, factor_axes
 from onnxprune.graph.plan import kept_indices
 from onnxprune.graph.prepare import initializer_origin, prepare
-from onnxprune.graph.shapes import infer_concrete
+from onnxprune.graph.shapes import infer_concrete, skeleton
 from onnxprune.graph.stored import is_quantizer, stored_constants
 from onnxprune.graph.structure import BoolArray, IntArray, PruningGraph
 from onnxprune.io.share import equal_values, shared_initializers
@@ -277,7 +277,7 @@ def _count_macs(model: onnx.ModelProto) -> int:
         return _macs_of(model, infer_concrete(model))
     except ModelError:
         # What inference can't follow (computed shapes) may come out once constants are folded.
-        folded = prepare(model)
+        folded = prepare(skeleton(model), in_place=True)
         return _macs_of(folded, infer_concrete(folded))
 
 

@@ -10,13 +10,15 @@ import onnx
 from onnxprune.calibration import Calibration
 from onnxprune.config import CompressConfig
 from onnxprune.evaluate.metrics import Evaluation
-from onnxprune.goals import Original, model_bytes
+from onnxprune.goals import Original
 from onnxprune.graph.plan import Plan
 from onnxprune.graph.structure import PruningGraph
 from onnxprune.io.load import LoadedModel
+from onnxprune.io.save import model_bytes
 from onnxprune.profile.cost import count
 from onnxprune.recover.closed_form import LayerFit
 from onnxprune.recover.finetune import Finetuned
+from onnxprune.report.channels import odd_channels_warning
 from onnxprune.report.evaluation import metric_values, model_files
 from onnxprune.report.schema import (
     CompressionReport,
@@ -85,7 +87,12 @@ def compression_report(
         ),
         skipped=tuple(SkippedGroup(item.name, item.reason, item.channels) for item in graph.skipped),
         timings_s={name: round(seconds, 3) for name, seconds in timings.items()},
-        warnings=(*data.warnings, *_fit_warnings(fits), *_tuning_warnings(tuning)),
+        warnings=(
+            *data.warnings,
+            *_fit_warnings(fits),
+            *_tuning_warnings(tuning),
+            *odd_channels_warning(graph, plan),
+        ),
     )
 
 

@@ -35,14 +35,14 @@ def inspect(
     Raises ModelError for a model that is refused.
     """
     loaded = load(as_source(model))
-    graph = analyze_graph(loaded.model, input_shapes=input_shapes)
+    stated, cost, size = _format(loaded.model), count(loaded.model), file_bytes(loaded)
+    graph = analyze_graph(loaded.model, input_shapes=input_shapes, in_place=loaded.owned)
     costs = CostModel.of(graph)
-    cost = count(loaded.model)
     return InspectReport(
         model=model_files(loaded),
-        format=_format(loaded.model),
-        cost=Figures(macs=cost.macs, params=cost.params, bytes=file_bytes(loaded)),
-        coverage=_coverage(graph, costs),
+        format=stated,
+        cost=Figures(macs=cost.macs, params=cost.params, bytes=size),
+        coverage=coverage(graph, costs),
         layers=_layers(graph, costs),
         groups=tuple(
             GroupInfo(
@@ -65,7 +65,7 @@ def file_bytes(loaded: LoadedModel) -> int:
     return loaded.model.ByteSize()
 
 
-def _coverage(graph: PruningGraph, costs: CostModel) -> Coverage:
+def coverage(graph: PruningGraph, costs: CostModel) -> Coverage:
     """Shares of the cost that would go with every unit of every group, were they all to go."""
     everything = keep_all(graph).keep
     bare = everything.copy()

@@ -49,6 +49,29 @@ def test_a_dynamic_batch_does_not_keep_shape_arithmetic() -> None:
     assert np.array_equal(run(model, {"x": x})[0], run(prepared, {"x": x})[0])
 
 
+def test_a_target_made_of_a_reshaped_size_may_take_zeros_literally() -> None:
+    """Reshape(size, [-1]) -> Concat -> Reshape with allowzero, as the dynamo exporter leaves it."""
+    b = Builder(opset=18)
+    x = b.conv(b.input((1, 3, 4, 4), dynamic=True), 6, 3)
+    size = b.node("Reshape", [b.node("Squeeze", [b.node("Shape", [x], start=0, end=1)]), b.ints([-1])])
+    target = b.node("Concat", [size, b.ints([6]), b.ints([4]), b.ints([4])], axis=0)
+    y = b.node("Reshape", [x, target], allowzero=1)
+    model = b.model(b.conv(b.shaped(y, 1, 6, 4, 4), 3))
+    prepared = prepare(model)
+    assert [node.op_type for node in prepared.graph.node] == ["Conv", "Reshape", "Conv"]
+    assert not prepared.graph.node[1].attribute
+    data = np.random.default_rng(0).standard_normal((3, 3, 4, 4)).astype(np.float32)
+    assert np.array_equal(run(model, {"x": data})[0], run(prepared, {"x": data})[0])
+
+
+def test_a_constant_cast_like_an_activation_is_a_constant() -> None:
+    b = Builder(opset=17)
+    x = b.conv(b.input((1, 3, 4, 4)), 5, 3)
+    bias = b.node("Expand", [b.node("CastLike", [b.constant(np.float64(0.5)), x]), b.ints([4])])
+    y = b.shaped(b.node("Conv", [x, b.weight(4, 5, 1, 1), bias]), 1, 4, 4, 4)
+    assert [node.op_type for node in prepare(b.model(y)).graph.node] == ["Conv", "Conv"]
+
+
 def test_the_input_model_is_not_changed_and_its_facts_stay() -> None:
     model = shape_arithmetic()
     helper.set_model_props(model, {"author": "somebody"})
@@ -188,3 +211,27 @@ def test_malformed_graphs_are_refused() -> None:
         prepare(graph_of(twice, {}))
     with pytest.raises(ModelError, match="no nodes"):
         prepare(graph_of([], {}))
+
+
+def test_a_half_precision_number_is_left_to_the_runtime_and_a_tensor_is_not() -> None:
+    nodes = [
+        helper.make_node("Cast", ["s"], ["scale"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", ["w"], ["weight"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("Mul", ["half", "scale"], ["scaled"]),
+        helper.make_node("Mul", ["scaled", "weight"], ["y"]),
+    ]
+    third = np.array(1 / 3, np.float32)
+    model = graph_of(nodes, {"s": third, "w": np.full(4, third)})
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    prepared = prepare(model)
+    assert [node.output[0] for node in prepared.graph.node] == ["scale", "half", "scaled", "y"]
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    assert np.array_equal(run(model, {"x": x})[0], run(prepared, {"x": x})[0])
+
+
+def test_in_place_the_model_becomes_the_prepared_one() -> None:
+    model = shape_arithmetic()
+    expected = prepare(model)
+    assert prepare(model, in_place=True) is model
+    assert model == expected

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 
 from onnxprune.graph.analysis import analyze_graph
 from onnxprune.graph.check import verify
-from onnxprune.graph.plan import keep_all, validate
+from onnxprune.graph.plan import Plan, keep_all, validate
 from onnxprune.graph.rewrite import rewrite
+from onnxprune.graph.structure import PruningGraph
 from onnxprune.profile.cost import CostModel, count
 from tests.model_builder import float_bytes
 from tests.strategies import models, plan_seeds, random_plan
@@ -22,6 +23,11 @@ many = settings(max_examples=max(200, settings().max_examples))
 @many
 @given(models(), plan_seeds())
 def test_pruned_random_graphs_are_exact(model: onnx.ModelProto, drawn: tuple[int, float]) -> None:
+    check_pruned(model, drawn)
+
+
+def check_pruned(model: onnx.ModelProto, drawn: tuple[int, float]) -> tuple[PruningGraph, Plan]:
+    """Prune ``model`` by a drawn plan and assert all that must hold; the graph and the plan."""
     before = model.SerializeToString(deterministic=True)
     graph = analyze_graph(model)
     prepared = graph.model.SerializeToString(deterministic=True)
@@ -43,6 +49,7 @@ def test_pruned_random_graphs_are_exact(model: onnx.ModelProto, drawn: tuple[int
     cost = CostModel.of(graph)
     counted = count(pruned)
     assert (cost.macs(plan.keep), cost.params(plan.keep)) == (counted.macs, counted.params)
+    return graph, plan
 
 
 @given(models())

@@ -27,7 +27,6 @@ UNARY = [
     "Celu",
     "Cos",
     "Cosh",
-    "Dropout",
     "Elu",
     "Erf",
     "Exp",
@@ -92,10 +91,19 @@ NARY = [
 @rule(*UNARY)
 @rule("Gelu", "QuickGelu", domain=DOMAIN)
 def unary(ctx: Context) -> None:
-    """Pass the labels; other inputs (Dropout's ratio, CastLike's type) have no say in single elements."""
+    """Pass the labels; other inputs (CastLike's type) have no say in single elements."""
     labels = ctx.labels(0)
     for index in range(len(ctx.node.output)):
         ctx.emit(index, labels)
+
+
+@rule("Dropout")
+def dropout(ctx: Context) -> None:
+    """Passes the labels at inference; in training it draws a random mask of the tensor's size."""
+    training = ctx.value(2)
+    if ctx.has(2) and (training is None or training.any()):
+        raise NoRule("it drops at random")
+    unary(ctx)
 
 
 @rule(*NARY)

@@ -61,3 +61,25 @@ def test_caches_are_left_alone() -> None:
     y = b.shaped(b.node("Attention", [*parts, "", *caches], outputs=3)[0], 1, 2, 5, 4)
     graph = exact(b.model(b.matmul(b.reshape(b.transpose(y, 0, 2, 1, 3), 1, 5, -1), 3)))
     assert graph.unit_count == 0 and "it keeps a cache" in reasons(graph)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (1, 4, 3, 5)])
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_channels_of_a_mask_that_are_not_heads_stay(shape: tuple[int, ...], axis: int) -> None:
+    b = Builder(opset=23)
+    mask = b.matmul(b.input(shape, "m"), 5)
+    if axis == -2:
+        wide = b.matmul(b.input((*shape[:-2], 5, shape[-2]), "n"), shape[-2])
+        mask = b.transpose(wide, *range(len(shape) - 2), len(shape) - 1, len(shape) - 2)
+    key = b.weight(1, 4, 5, 6)
+    inputs = [b.like("Relu", b.input((1, 4, 3, 6))), key, b.weight(1, 4, 5, 6), mask]
+    y = b.shaped(b.node("Attention", inputs), 1, 4, 3, 6)
+    assert exact(b.model(b.matmul(y, 3))).unit_count == 0
+
+
+def test_channels_on_the_batch_axis_stay() -> None:
+    b = Builder(opset=23)
+    key = b.transpose(b.matmul(b.input((4, 5, 6, 2)), 3), 3, 0, 1, 2)
+    query = b.relu(b.input((3, 4, 5, 6), "q"))
+    y = b.shaped(b.node("Attention", [query, key, key]), 3, 4, 5, 6)
+    assert exact(b.model(b.matmul(y, 3))).unit_count == 0

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
+from onnxprune.graph.analysis import analyze_graph
 from onnxprune.graph.ops.elementwise import UNARY
 from tests.graph.oracle import exact, finish, reasons, start, units_at
 from tests.model_builder import Builder
 
-ELSEWHERE = {"BitwiseNot", "Cast", "CastLike", "Dropout", "IsInf", "IsNaN", "Not", "Swish"}
+ELSEWHERE = {"BitwiseNot", "Cast", "CastLike", "IsInf", "IsNaN", "Not", "Swish"}
 RUNNABLE = sorted(set(UNARY) - ELSEWHERE)
 
 
@@ -113,3 +114,12 @@ def test_casts_pass() -> None:
     b, x = start(4)
     y = b.like("Cast", b.like("Cast", x, to=TensorProto.DOUBLE), to=TensorProto.FLOAT)
     assert exact(finish(b, y)).unit_count == 4
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_dropout_in_training_stays(training: bool) -> None:
+    b, x = start(6)
+    y = b.like("Dropout", x, b.constant(np.float32(0.5)), b.constant(np.bool_(training)))
+    graph = analyze_graph(finish(b, y))
+    assert graph.unit_count == (0 if training else 6)
+    assert ("it drops at random" in reasons(graph)) == training

@@ -190,3 +190,13 @@ def exact_at(b: Builder, y: str, shape: tuple[int, ...]) -> int:
 
     graph = analyze_graph(finish(b, y), input_shapes={"x": shape})
     return graph.unit_count
+
+
+def test_an_empty_result_keeps_its_channels() -> None:
+    """Channels that reach a tensor without elements still count in its shape."""
+    b, x = start(6)
+    empty = b.slice(x, 2, 3, 3)
+    joined = b.concat(empty, empty)
+    flat = b.node("Reshape", [joined, b.ints([1, 0])], allowzero=1)
+    graph = exact(b.model(b.conv(x, 3), b.shaped(flat, 1, 0)))
+    assert units_at(graph, x).max() == -1 and "its output is empty" in reasons(graph)

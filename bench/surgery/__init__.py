@@ -1,0 +1,1 @@
+"""Proofs that channel surgery is exact on any graph: one module each, run by ``python -m bench.surgery``."""
