@@ -1,7 +1,7 @@
 """Run rows of the paper's table, or print it.
 
     python -m bench.paper DATA --out FOLDER --row vgg16 [--row ...] [--device auto] [--epochs N]
-        [--finetune-epochs N] [--seeds N] [--train FILE --test FILE] [--resnet56 FILE.onnx]
+        [--finetune-epochs N] [--seeds N] [--calibration N] [--train FILE --test FILE] [--resnet56 FILE.onnx]
     python -m bench.paper --out FOLDER --table
 
 DATA holds ``cifar10/train.parquet`` and ``cifar10/test.parquet``, and ``cifar100/`` where those rows are run.
@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None, rows: tuple[Row, ...] = ROWS) -> No
     parser.add_argument("--threads", type=int)
     parser.add_argument("--epochs", type=int, help="of training the baseline")
     parser.add_argument("--finetune-epochs", type=float)
+    parser.add_argument("--calibration", type=int, default=1000, help="images that selection sees")
     parser.add_argument("--seeds", type=int, default=1)
     given = parser.parse_args(arguments)
     if given.row and not given.data and not (given.train and given.test):
@@ -61,6 +62,7 @@ def _job(row: Row, given: argparse.Namespace) -> Job:
         given.train or folder / "train.parquet",
         given.test or folder / "test.parquet",
         torch.device("cuda" if cuda else "cpu"),
+        calibration=given.calibration,
         baseline=given.resnet56,
         threads=given.threads,
     )

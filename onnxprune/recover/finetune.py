@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -30,16 +29,16 @@ from onnxprune.progress import Progress, SilentProgress, Stage
 from onnxprune.recover.executor import Executor
 from onnxprune.recover.training.augment import Augmentation, image_augmentation
 from onnxprune.recover.training.distill import (
+    Join,
     Objective,
     Teacher,
     are_probabilities,
-    common_joins,
     divergence,
 )
 from onnxprune.recover.training.learner import Learner
 from onnxprune.recover.training.precision import has_bfloat16
 from onnxprune.recover.training.processes import Processes, join_processes
-from onnxprune.recover.training.schedule import Horizon, ema_decay, learning_rate
+from onnxprune.recover.training.schedule import Clock, Horizon, ema_decay, learning_rate
 from onnxprune.recover.training.state import Check, TrainingState, assign, read_checkpoint
 from onnxprune.recover.training.workers import Workers
 
@@ -141,6 +140,7 @@ def finetune(
     dataset: Dataset,
     settings: FinetuneSettings | None = None,
     *,
+    joins: Sequence[Join] = (),
     checkpoint: Path | None = None,
     provider: str = "auto",
     threads: int | None = None,
@@ -149,7 +149,8 @@ def finetune(
 ) -> Finetuned:
     """Train the weights of ``pruned`` on ``dataset`` to do what ``original`` does.
 
-    Neither model is changed. The data's labels, where it has any, count by ``settings.labels``. With
+    Neither model is changed. The data's labels, where it has any, count by ``settings.labels``, and the
+    activations at ``joins`` (see `residual_joins`) by ``settings.joins``. With
     ``checkpoint``, a folder, the run is saved at every look and goes on from there when called again
     with the same models, data and settings: bit for bit the run that was not interrupted, where epochs
     bound it (a time limit follows the clock). Started with torchrun, the processes share each step.
@@ -164,7 +165,7 @@ def finetune(
     # A GPU takes a batch as a whole.
     shares = 1 if choose_provider(provider) == "cuda" else settings.batch_size
     with Workers(threads, shares) as workers:
-        run = _Run(original, pruned, dataset, settings, provider, workers, seed)
+        run = _Run(original, pruned, dataset, settings, joins, provider, workers, seed)
         return run.train(checkpoint, progress)
 
 
@@ -177,18 +178,20 @@ class _Run:
         pruned: onnx.ModelProto,
         dataset: Dataset,
         settings: FinetuneSettings,
+        joins: Sequence[Join],
         provider: str,
         workers: Workers,
         seed: int,
     ) -> None:
         self.settings, self.seed, self.dataset = settings, seed, dataset
-        joins = common_joins(original, pruned, 3) if settings.joins else ()
+        joins = tuple(joins) if settings.joins else ()
+        taps = [join.name for join in joins]
         start = partial(open_session, original, provider=provider, threads=workers.kernel_threads)
         session = start()
         scores = scores_output(session)
         self.processes: Processes = join_processes(session.provider == "cuda")
         self.device = self.processes.device
-        student = Executor(pruned, outputs=[scores, *joins], device=self.device)
+        student = Executor(pruned, outputs=[scores, *taps], device=self.device)
         if not student.weights:
             raise UsageError("the model has no weights to fine-tune", hint="use --recover closed-form")
         self.weights = list(student.weights.values())
@@ -211,7 +214,7 @@ class _Run:
         # Asking is what shows a batch size of 1 that is baked into the model.
         insisted = session.batch
         teacher = Teacher(
-            start(outputs=[scores, *joins]) if joins else session,
+            start(outputs=[scores, *taps]) if taps else session,
             scores,
             joins,
             are_probabilities(raw.float().cpu().numpy()),
@@ -232,7 +235,7 @@ class _Run:
     def train(self, folder: Path | None, progress: Progress) -> Finetuned:
         """Run to the end, or go on from the checkpoint in ``folder``."""
         stored = read_checkpoint(folder, self.fingerprint)
-        clock = _Clock(0.0 if stored is None else float(stored[1]["seconds"]))
+        clock = Clock(0.0 if stored is None else float(stored[1]["seconds"]))
         rate = self.settings.lr
         if stored is not None:
             rate = float(stored[1]["lr"])
@@ -254,7 +257,7 @@ class _Run:
             self._loop(state, clock, folder, stage)
         return self._result(state)
 
-    def _loop(self, state: TrainingState, clock: _Clock, folder: Path | None, stage: Stage) -> None:
+    def _loop(self, state: TrainingState, clock: Clock, folder: Path | None, stage: Stage) -> None:
         shown = 0
         losses: list[float] = []
         done = self._done(state, clock)
@@ -277,7 +280,7 @@ class _Run:
                 losses.clear()
         state.seconds = clock.elapsed()
 
-    def _done(self, state: TrainingState, clock: _Clock) -> float:
+    def _done(self, state: TrainingState, clock: Clock) -> float:
         return self.processes.agreed(self.horizon.progress(state.step, clock.elapsed()))
 
     def _batches(self, step: int) -> Iterator[Batch]:
@@ -381,16 +384,6 @@ class _Run:
         soft = self.settings.temperature
         logits = self._held_out_logits(PROBE_SAMPLES)
         return float(divergence(logits / soft, self.goal[:PROBE_SAMPLES].double() / soft))
-
-
-class _Clock:
-    """Seconds of training, those before an interruption included."""
-
-    def __init__(self, before: float) -> None:
-        self._before, self._start = before, time.monotonic()
-
-    def elapsed(self) -> float:
-        return self._before + time.monotonic() - self._start
 
 
 def _scores(teacher: Teacher, batch: Batch, share: slice) -> Tensor:

@@ -18,9 +18,12 @@ from onnx import numpy_helper
 from onnxprune.errors import DataError, UsageError
 from onnxprune.evaluate.datasets import Dataset, load_dataset
 from onnxprune.evaluate.metrics import fidelity
+from onnxprune.graph.analysis import analyze_graph
+from onnxprune.graph.plan import keep_all
 from onnxprune.profile.session import open_session
 from onnxprune.progress import SilentProgress, Stage
 from onnxprune.recover.finetune import FinetuneSettings, finetune
+from onnxprune.recover.training.distill import residual_joins
 from tests.model_builder import Builder
 
 QUICK = FinetuneSettings(epochs=6, lr=5e-3, batch_size=16, held_out=48, checks=6)
@@ -191,7 +194,11 @@ def test_labels_and_joins_take_part() -> None:
     short = replace(QUICK, epochs=1, patience=99)
     plain = finetune(model, start, samples, short, provider="cpu", threads=1)
     with_labels = finetune(model, start, labelled, replace(short, labels=5.0), provider="cpu", threads=1)
-    with_joins = finetune(model, start, samples, replace(short, joins=1.0), provider="cpu", threads=1)
+    graph = analyze_graph(model)
+    joins = residual_joins(graph, keep_all(graph))
+    with_joins = finetune(
+        model, start, samples, replace(short, joins=1.0), joins=joins, provider="cpu", threads=1
+    )
     assert len({round(run.history[0].loss, 6) for run in (plain, with_labels, with_joins)}) == 3
 
 
