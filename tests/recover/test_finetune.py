@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from onnxprune.graph.plan import keep_all
 from onnxprune.profile.session import open_session
 from onnxprune.progress import SilentProgress, Stage
 from onnxprune.recover.finetune import FinetuneSettings, finetune
+from onnxprune.recover.training import schedule
 from onnxprune.recover.training.distill import residual_joins
 from tests.model_builder import Builder
 
@@ -169,11 +171,15 @@ def test_runs_repeat_and_differ_by_seed() -> None:
     assert runs[0].lr == runs[1].lr
 
 
-def test_a_time_limit_ends_the_run() -> None:
+def test_a_time_limit_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(schedule.time, "monotonic", lambda: 0.25 * next(ticks))
     model = net()
-    limited = replace(QUICK, epochs=None, time_limit_s=1.0)
+    limited = replace(QUICK, epochs=None, time_limit_s=10.0)
     result = finetune(model, damaged(model), data(model), limited, provider="cpu", threads=1)
-    assert 0.9 <= result.seconds <= 4.0
+    # The clock is read for every step, and once more for every look.
+    assert 10.0 <= result.seconds <= 11.0
+    assert 20 <= result.steps <= 40
     assert result.history[-1].rate < 1e-3
 
 
