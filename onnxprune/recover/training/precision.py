@@ -22,5 +22,6 @@ def has_bfloat16(device: torch.device) -> bool:
 @contextmanager
 def mixed_precision(device: torch.device, enabled: bool) -> Iterator[None]:
     """Layers in bfloat16, which needs no scaling of the loss as float16 would; weights stay in single."""
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled):
+    # torch's cache of converted weights is shared by all threads, and is emptied by the first to leave.
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False):
         yield
