@@ -37,6 +37,7 @@ from onnxprune.profile.statistics import collect_statistics
 from onnxprune.progress import Progress, SilentProgress
 from onnxprune.recover.closed_form import LayerFit, recover
 from onnxprune.recover.finetune import Finetuned, FinetuneSettings, finetune
+from onnxprune.recover.training.distill import residual_joins
 from onnxprune.recover.training.processes import is_main_process
 from onnxprune.report.compression import compression_report
 from onnxprune.report.evaluation import as_source, evaluate
@@ -260,7 +261,7 @@ class _Run:
         recovered, fits = self._recovered(plan, pruned)
         tuning = None
         if tune and self.config.recover == "finetune" and not plan.keep.all():
-            tuning = self._tuned(recovered)
+            tuning = self._tuned(plan, recovered)
             recovered = tuning.model
         candidate = replace(self._scored(plan, recovered, fits), tuning=tuning)
         if self.config.max_drop is not None:
@@ -282,14 +283,14 @@ class _Run:
             )  # fmt: skip
         return recovery.model, recovery.fits
 
-    def _tuned(self, model: onnx.ModelProto) -> Finetuned:
+    def _tuned(self, plan: Plan, model: onnx.ModelProto) -> Finetuned:
         config = self.config
         settings = FinetuneSettings(epochs=config.epochs, time_limit_s=config.time_limit, lr=config.lr)
         with self.clock("fine-tune"):
             return finetune(
-                self.source.model, model, self.data.training.in_memory(), settings,
-                checkpoint=config.checkpoint, provider=config.provider, threads=config.threads,
-                seed=config.seed, progress=self.progress,
+                self.graph.model, model, self.data.training.in_memory(), settings,
+                joins=residual_joins(self.graph, plan), checkpoint=config.checkpoint,
+                provider=config.provider, threads=config.threads, seed=config.seed, progress=self.progress,
             )  # fmt: skip
 
     def _scored(self, plan: Plan, model: onnx.ModelProto, fits: tuple[LayerFit, ...]) -> _Candidate:

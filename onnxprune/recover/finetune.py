@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,20 +23,24 @@ from torch import Tensor
 from onnxprune.errors import DataError, UsageError
 from onnxprune.evaluate.datasets import Batch, Dataset
 from onnxprune.evaluate.metrics import scores_output
+from onnxprune.profile.providers import choose_provider
 from onnxprune.profile.session import open_session
 from onnxprune.progress import Progress, SilentProgress, Stage
 from onnxprune.recover.executor import Executor
 from onnxprune.recover.training.augment import Augmentation, image_augmentation
 from onnxprune.recover.training.distill import (
+    Join,
     Objective,
     Teacher,
     are_probabilities,
-    common_joins,
     divergence,
 )
+from onnxprune.recover.training.learner import Learner
+from onnxprune.recover.training.precision import has_bfloat16
 from onnxprune.recover.training.processes import Processes, join_processes
-from onnxprune.recover.training.schedule import Horizon, ema_decay, learning_rate
+from onnxprune.recover.training.schedule import Clock, Horizon, ema_decay, learning_rate
 from onnxprune.recover.training.state import Check, TrainingState, assign, read_checkpoint
+from onnxprune.recover.training.workers import Workers
 
 HELD_OUT = 5
 """At most every fifth sample is kept out of training, to judge it."""
@@ -53,6 +57,7 @@ class FinetuneSettings:
     ``auto`` the largest of `RATES` that a short test finds to be safe. ``ema`` is the decay of the average of
     the weights, which is what is judged and returned.
     ``clip`` bounds the gradient's norm. ``temperature``, ``joins`` and ``labels`` are those of `Objective`.
+    With ``half``, layers are trained in bfloat16 where the hardware multiplies that faster.
     ``held_out`` bounds the samples kept out of training; they are looked at ``checks`` times, and the run
     ends early when ``patience`` looks in a row came no further, neither in agreement nor in divergence.
 
@@ -70,6 +75,7 @@ class FinetuneSettings:
     joins: float = 0.0
     labels: float = 0.1
     weight_decay: float = 1e-4
+    half: bool = True
     held_out: int = 1000
     checks: int = 20
     patience: int = 8
@@ -134,6 +140,7 @@ def finetune(
     dataset: Dataset,
     settings: FinetuneSettings | None = None,
     *,
+    joins: Sequence[Join] = (),
     checkpoint: Path | None = None,
     provider: str = "auto",
     threads: int | None = None,
@@ -142,7 +149,8 @@ def finetune(
 ) -> Finetuned:
     """Train the weights of ``pruned`` on ``dataset`` to do what ``original`` does.
 
-    Neither model is changed. The data's labels, where it has any, count by ``settings.labels``. With
+    Neither model is changed. The data's labels, where it has any, count by ``settings.labels``, and the
+    activations at ``joins`` (see `residual_joins`) by ``settings.joins``. With
     ``checkpoint``, a folder, the run is saved at every look and goes on from there when called again
     with the same models, data and settings: bit for bit the run that was not interrupted, where epochs
     bound it (a time limit follows the clock). Started with torchrun, the processes share each step.
@@ -154,8 +162,10 @@ def finetune(
     progress = progress or SilentProgress()
     if len(dataset) < HELD_OUT:
         raise DataError(f"{len(dataset)} samples are too few to fine-tune on", hint="give some hundred")
-    with _threads(threads):
-        run = _Run(original, pruned, dataset, settings, provider, threads, seed)
+    # A GPU takes a batch as a whole.
+    shares = 1 if choose_provider(provider) == "cuda" else settings.batch_size
+    with Workers(threads, shares) as workers:
+        run = _Run(original, pruned, dataset, settings, joins, provider, workers, seed)
         return run.train(checkpoint, progress)
 
 
@@ -168,37 +178,51 @@ class _Run:
         pruned: onnx.ModelProto,
         dataset: Dataset,
         settings: FinetuneSettings,
+        joins: Sequence[Join],
         provider: str,
-        threads: int | None,
+        workers: Workers,
         seed: int,
     ) -> None:
         self.settings, self.seed, self.dataset = settings, seed, dataset
-        joins = common_joins(original, pruned, 3) if settings.joins else ()
-        session = open_session(original, provider=provider, threads=threads)
+        joins = tuple(joins) if settings.joins else ()
+        taps = [join.name for join in joins]
+        start = partial(open_session, original, provider=provider, threads=workers.kernel_threads)
+        session = start()
         scores = scores_output(session)
         self.processes: Processes = join_processes(session.provider == "cuda")
         self.device = self.processes.device
-        self.student = Executor(pruned, outputs=[scores, *joins], device=self.device)
-        if not self.student.weights:
+        student = Executor(pruned, outputs=[scores, *taps], device=self.device)
+        if not student.weights:
             raise UsageError("the model has no weights to fine-tune", hint="use --recover closed-form")
-        self.weights = list(self.student.weights.values())
+        self.weights = list(student.weights.values())
         self.processes.share(weight.data for weight in self.weights)
         self.average = [weight.detach().clone() for weight in self.weights]
         self.horizon = Horizon(None, None)
-        self.objective = Objective(settings.temperature, settings.joins, settings.labels)
         self.augmentation: Augmentation | None = image_augmentation(dataset) if settings.augment else None
         order = np.random.default_rng(seed).permutation(len(dataset))
         held = min(settings.held_out, max(1, len(dataset) // HELD_OUT))
         self.held_out, self.training = order[:held], np.sort(order[held:])
-        self.teacher = Teacher(session, scores, ())
-        raw = self._held_out_scores()
-        probabilities = are_probabilities(raw.float().cpu().numpy())
+        raw = torch.cat(
+            [
+                part
+                for batch in dataset.batches(_CHECK_BATCH, self.held_out)
+                for part in workers.over(
+                    len(batch.inputs), partial(_scores, Teacher(session, scores, ()), batch)
+                )
+            ]
+        ).to(self.device)
         # Asking is what shows a batch size of 1 that is baked into the model.
-        self.batch = session.batch
-        if joins:
-            session = open_session(original, provider=provider, threads=threads, outputs=[scores, *joins])
-        self.teacher = Teacher(session, scores, joins, probabilities)
-        self.goal = self.teacher.logits(raw)
+        insisted = session.batch
+        teacher = Teacher(
+            start(outputs=[scores, *taps]) if taps else session,
+            scores,
+            joins,
+            are_probabilities(raw.float().cpu().numpy()),
+        )
+        self.goal = teacher.logits(raw)
+        objective = Objective(settings.temperature, settings.joins, settings.labels)
+        half = settings.half and has_bfloat16(self.device)
+        self.learner = Learner(student, teacher, objective, workers, insisted, half)
         share = len(self.training) // self.processes.world
         self.batch_size = min(settings.batch_size, max(SMALLEST_BATCH, share // 8))
         whole = share // self.batch_size
@@ -208,18 +232,10 @@ class _Run:
         digest.update(json.dumps([asdict(settings), seed, len(dataset), self.processes.world]).encode())
         self.fingerprint = digest.hexdigest()
 
-    def _held_out_scores(self) -> Tensor:
-        """The original's scores on the held-out samples, as it gives them: (n, C)."""
-        parts = [
-            self.teacher(batch.inputs, self.device)[self.teacher.scores]
-            for batch in self.dataset.batches(_CHECK_BATCH, self.held_out)
-        ]
-        return torch.cat(parts).flatten(1)
-
     def train(self, folder: Path | None, progress: Progress) -> Finetuned:
         """Run to the end, or go on from the checkpoint in ``folder``."""
         stored = read_checkpoint(folder, self.fingerprint)
-        clock = _Clock(0.0 if stored is None else float(stored[1]["seconds"]))
+        clock = Clock(0.0 if stored is None else float(stored[1]["seconds"]))
         rate = self.settings.lr
         if stored is not None:
             rate = float(stored[1]["lr"])
@@ -228,7 +244,7 @@ class _Run:
         self.optimizer = self._optimizer(rate)
         best = [value.clone() for value in self.average]
         state = TrainingState(
-            self.student.weights, self.optimizer, rate, self._look(0, 0.0, 0.0), self.average, best
+            self.learner.student.weights, self.optimizer, rate, self._look(0, 0.0, 0.0), self.average, best
         )
         if stored is not None:
             state.restore(stored)
@@ -241,7 +257,7 @@ class _Run:
             self._loop(state, clock, folder, stage)
         return self._result(state)
 
-    def _loop(self, state: TrainingState, clock: _Clock, folder: Path | None, stage: Stage) -> None:
+    def _loop(self, state: TrainingState, clock: Clock, folder: Path | None, stage: Stage) -> None:
         shown = 0
         losses: list[float] = []
         done = self._done(state, clock)
@@ -264,10 +280,10 @@ class _Run:
                 losses.clear()
         state.seconds = clock.elapsed()
 
-    def _done(self, state: TrainingState, clock: _Clock) -> float:
+    def _done(self, state: TrainingState, clock: Clock) -> float:
         return self.processes.agreed(self.horizon.progress(state.step, clock.elapsed()))
 
-    def _batches(self, step: int) -> Iterator[tuple[Batch, Tensor | None]]:
+    def _batches(self, step: int) -> Iterator[Batch]:
         """Batches of this process from step number ``step`` on, epoch after epoch, without end."""
         size, world = self.batch_size, self.processes.world
         while True:
@@ -275,26 +291,19 @@ class _Run:
             order = np.random.default_rng([self.seed, 1, epoch]).permutation(self.training)
             mine = order[self.processes.rank :: world] if len(order) >= world else order
             for batch in self.dataset.batches(size, mine[done * size : self.steps_per_epoch * size]):
-                labels = None if batch.labels is None else torch.from_numpy(batch.labels).to(self.device)
-                yield batch, labels
+                yield batch
                 step += 1
 
-    def _step(self, given: tuple[Batch, Tensor | None], number: int, rate: float) -> float:
+    def _step(self, batch: Batch, number: int, rate: float) -> float:
         """One gradient step; gives the loss before it."""
-        batch, labels = given
-        inputs = batch.inputs
         if self.augmentation is not None:
             # Drawn anew from the step's number, so that a resumed run needs no generator's state.
             random = np.random.default_rng([self.seed, 2, number, self.processes.rank])
-            inputs = self.augmentation(inputs, random)
-        wanted = self.teacher(inputs, self.device)
-        self.optimizer.zero_grad(set_to_none=False)
-        with _mixed_precision(self.device):
-            actual = self._forward(torch.from_numpy(np.ascontiguousarray(inputs)))
-        loss = self.objective(self.teacher, actual, wanted, labels)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
-        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
-        self.processes.average(gradients)
+            batch = replace(batch, inputs=self.augmentation(batch.inputs, random))
+        loss, gradients = self.learner.gradients(batch)
+        self.processes.average(gradient for gradient in gradients if gradient is not None)
+        for weight, gradient in zip(self.weights, gradients, strict=True):
+            weight.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.settings.clip)
         if bool(torch.isfinite(norm)):
             for group in self.optimizer.param_groups:
@@ -303,30 +312,12 @@ class _Run:
             with torch.no_grad():
                 keep = ema_decay(self.settings.ema, number)
                 torch._foreach_lerp_(self.average, [weight.detach() for weight in self.weights], 1 - keep)
-        return float(loss.detach())
-
-    def _forward(self, inputs: Tensor) -> dict[str, Tensor]:
-        """The student's outputs, a batch size that the model insists on respected."""
-        size = self.batch
-        if size is None or len(inputs) == size:
-            return self.student(inputs)  # type: ignore[no-any-return]  # Module.__call__ is untyped
-        parts = []
-        for start in range(0, len(inputs), size):
-            chunk = inputs[start : start + size]
-            count = len(chunk)
-            if count < size:
-                chunk = torch.cat([chunk, chunk[-1:].expand(size - count, *chunk.shape[1:])])
-            parts.append({name: value[:count] for name, value in self.student(chunk).items()})
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return loss
 
     def _held_out_logits(self, most: int | None = None) -> Tensor:
         """The averaged weights' logits on the held-out samples, or ``most`` of them: (n, C)."""
-        with self._averaged(), torch.no_grad():
-            parts = [
-                self._forward(torch.from_numpy(batch.inputs))[self.teacher.scores]
-                for batch in self.dataset.batches(_CHECK_BATCH, self.held_out[:most])
-            ]
-        return self.teacher.logits(torch.cat(parts)).double()
+        with self._averaged():
+            return self.learner.logits(self.dataset.batches(_CHECK_BATCH, self.held_out[:most]))
 
     def _look(self, step: int, loss: float, rate: float) -> Check:
         """Judge the averaged weights on the held-out samples."""
@@ -350,8 +341,8 @@ class _Run:
         values = dict(zip(state.weights, state.best, strict=True)) if kept else {}
         reason = "" if kept else "no step helped on the held-out samples: the weights stay as they were"
         return Finetuned(
-            self.student.write_back(values), tuple(state.history), state.start, state.best_check, kept,
-            state.lr, state.step, state.seconds, reason,
+            self.learner.student.write_back(values), tuple(state.history), state.start, state.best_check,
+            kept, state.lr, state.step, state.seconds, reason,
         )  # fmt: skip
 
     def _optimizer(self, rate: float) -> torch.optim.Optimizer:
@@ -395,34 +386,9 @@ class _Run:
         return float(divergence(logits / soft, self.goal[:PROBE_SAMPLES].double() / soft))
 
 
-class _Clock:
-    """Seconds of training, those before an interruption included."""
-
-    def __init__(self, before: float) -> None:
-        self._before, self._start = before, time.monotonic()
-
-    def elapsed(self) -> float:
-        return self._before + time.monotonic() - self._start
-
-
-@contextmanager
-def _mixed_precision(device: torch.device) -> Iterator[None]:
-    """bfloat16 where a GPU has it: it needs no scaling of the loss, as float16 would."""
-    usable = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=usable):
-        yield
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """torch's threads bounded for a while."""
-    before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _scores(teacher: Teacher, batch: Batch, share: slice) -> Tensor:
+    """The original's scores, as it gives them, on a share of a batch: (n, C)."""
+    return teacher(batch.inputs[share], torch.device("cpu"))[teacher.scores].flatten(1)
 
 
 __all__ = ["Check", "FinetuneSettings", "Finetuned", "finetune"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import subprocess
@@ -18,9 +19,13 @@ from onnx import numpy_helper
 from onnxprune.errors import DataError, UsageError
 from onnxprune.evaluate.datasets import Dataset, load_dataset
 from onnxprune.evaluate.metrics import fidelity
+from onnxprune.graph.analysis import analyze_graph
+from onnxprune.graph.plan import keep_all
 from onnxprune.profile.session import open_session
 from onnxprune.progress import SilentProgress, Stage
 from onnxprune.recover.finetune import FinetuneSettings, finetune
+from onnxprune.recover.training import schedule
+from onnxprune.recover.training.distill import residual_joins
 from tests.model_builder import Builder
 
 QUICK = FinetuneSettings(epochs=6, lr=5e-3, batch_size=16, held_out=48, checks=6)
@@ -158,7 +163,7 @@ def test_runs_repeat_and_differ_by_seed() -> None:
     start = damaged(model)
     short = replace(QUICK, epochs=1, lr="auto")
     runs = [
-        finetune(model, start, data(model), short, provider="cpu", threads=1, seed=seed) for seed in (0, 0, 1)
+        finetune(model, start, data(model), short, provider="cpu", threads=2, seed=seed) for seed in (0, 0, 1)
     ]
     first, again, other = (run.model.SerializeToString() for run in runs)
     assert first == again
@@ -166,11 +171,15 @@ def test_runs_repeat_and_differ_by_seed() -> None:
     assert runs[0].lr == runs[1].lr
 
 
-def test_a_time_limit_ends_the_run() -> None:
+def test_a_time_limit_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(schedule.time, "monotonic", lambda: 0.25 * next(ticks))
     model = net()
-    limited = replace(QUICK, epochs=None, time_limit_s=1.0)
+    limited = replace(QUICK, epochs=None, time_limit_s=10.0)
     result = finetune(model, damaged(model), data(model), limited, provider="cpu", threads=1)
-    assert 0.9 <= result.seconds <= 4.0
+    # The clock is read for every step, and once more for every look.
+    assert 10.0 <= result.seconds <= 11.0
+    assert 20 <= result.steps <= 40
     assert result.history[-1].rate < 1e-3
 
 
@@ -191,7 +200,11 @@ def test_labels_and_joins_take_part() -> None:
     short = replace(QUICK, epochs=1, patience=99)
     plain = finetune(model, start, samples, short, provider="cpu", threads=1)
     with_labels = finetune(model, start, labelled, replace(short, labels=5.0), provider="cpu", threads=1)
-    with_joins = finetune(model, start, samples, replace(short, joins=1.0), provider="cpu", threads=1)
+    graph = analyze_graph(model)
+    joins = residual_joins(graph, keep_all(graph))
+    with_joins = finetune(
+        model, start, samples, replace(short, joins=1.0), joins=joins, provider="cpu", threads=1
+    )
     assert len({round(run.history[0].loss, 6) for run in (plain, with_labels, with_joins)}) == 3
 
 

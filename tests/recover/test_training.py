@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,14 @@ import pytest
 import torch
 
 from onnxprune.evaluate.datasets import load_dataset
+from onnxprune.graph.analysis import analyze_graph
+from onnxprune.graph.plan import keep_all
+from onnxprune.graph.rewrite import rewrite
 from onnxprune.profile.spec import TensorSpec
+from onnxprune.recover.executor import Executor
 from onnxprune.recover.training.augment import Augmentation, image_augmentation
 from onnxprune.recover.training.checkpoint import load_checkpoint, save_checkpoint
-from onnxprune.recover.training.distill import are_probabilities, common_joins, divergence
+from onnxprune.recover.training.distill import Join, are_probabilities, divergence, residual_joins
 from onnxprune.recover.training.schedule import WARM_UP, Horizon, ema_decay, learning_rate
 from onnxprune.recover.training.state import Check
 from tests.recover.test_finetune import net
@@ -81,11 +86,24 @@ def test_the_divergence_is_the_sum_written_out() -> None:
     assert are_probabilities(p) and not are_probabilities(y)
 
 
-def test_joins_are_those_that_both_models_have() -> None:
-    model = net()
-    add = next(node.output[0] for node in model.graph.node if node.op_type == "Add")
-    assert common_joins(model, model, 3) == (add,)
-    assert common_joins(model, model, 0) == ()
+def test_joins_are_compared_on_the_channels_that_stay() -> None:
+    graph = analyze_graph(net())
+    add = next(node.output[0] for node in graph.model.graph.node if node.op_type == "Add")
+    (whole,) = residual_joins(graph, keep_all(graph))
+    assert whole == Join(add, (None,) * 4)
+    units = graph.axes[add][1]
+    assert units is not None
+    keep = keep_all(graph).keep.copy()
+    keep[units[[1, 4]]] = False
+    plan = replace(keep_all(graph), keep=keep)
+    (join,) = residual_joins(graph, plan)
+    inputs = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    before, after = (
+        Executor(model, outputs=[add])(inputs)[add] for model in (graph.model, rewrite(graph, plan))
+    )
+    assert torch.equal(join.common(before), before[:, [0, 2, 3, 5]])
+    assert join.common(before).shape == after.shape
+    assert residual_joins(graph, plan, 0) == ()
 
 
 def test_a_checkpoint_comes_back_and_a_partial_write_is_no_checkpoint(tmp_path: Path) -> None:

@@ -7,28 +7,50 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onnxprune.graph.shapes import infer_concrete
+from onnxprune.graph.kept import Kept
+from onnxprune.graph.plan import Plan
+from onnxprune.graph.structure import BoolArray, PruningGraph
 from onnxprune.profile.session import Session
 
 _SMALLEST = 1e-12
 _TOLERANCE = 1e-3
 
+MOST_JOINS = 3
+"""Joins at which activations are compared."""
+
+
+@dataclass(frozen=True)
+class Join:
+    """A residual join, the tensor ``name`` in both models.
+
+    ``kept`` says for each axis which of the original's indices the pruned model has, (dim,); None: all.
+    """
+
+    name: str
+    kept: tuple[BoolArray | None, ...]
+
+    def common(self, value: Tensor) -> Tensor:
+        """What of the original's ``value`` the pruned model has too."""
+        for axis, mask in enumerate(self.kept):
+            if mask is not None:
+                value = value.index_select(axis, torch.from_numpy(np.flatnonzero(mask)).to(value.device))
+        return value
+
 
 @dataclass(frozen=True)
 class Teacher:
-    """The original, giving the scores named ``scores`` and the activations named ``joins``.
+    """The original, giving the scores named ``scores`` and its activations at ``joins``.
 
     ``probabilities`` says that its scores went through a softmax already.
     """
 
     session: Session
     scores: str
-    joins: tuple[str, ...]
+    joins: tuple[Join, ...]
     probabilities: bool = False
 
     def __call__(self, inputs: npt.NDArray[np.generic], device: torch.device) -> dict[str, Tensor]:
@@ -65,9 +87,10 @@ class Objective:
         logits, goal = teacher.logits(actual[teacher.scores]), teacher.logits(wanted[teacher.scores])
         loss = divergence(logits / self.temperature, goal / self.temperature) * self.temperature**2
         if self.joins:
-            for name in teacher.joins:
-                spread = wanted[name].float().var() + _SMALLEST
-                error = F.mse_loss(actual[name].float(), wanted[name].float())
+            for join in teacher.joins:
+                goals = join.common(wanted[join.name].float())
+                spread = goals.var() + _SMALLEST
+                error = F.mse_loss(actual[join.name].float(), goals)
                 loss = loss + self.joins / len(teacher.joins) * error / spread
         if labels is not None and self.labels:
             loss = loss + self.labels * F.cross_entropy(logits, labels)
@@ -84,19 +107,19 @@ def are_probabilities(scores: npt.NDArray[np.floating[npt.NBitBase]]) -> bool:
     return bool((scores >= 0).all() and (np.abs(scores.sum(axis=1) - 1.0) <= _TOLERANCE).all())
 
 
-def common_joins(original: onnx.ModelProto, pruned: onnx.ModelProto, most: int) -> tuple[str, ...]:
-    """Up to ``most`` residual joins, evenly from first to last, that both models have in the same shape."""
-    shapes, others = infer_concrete(original), infer_concrete(pruned)
-    constants = {tensor.name for tensor in pruned.graph.initializer}
+def residual_joins(graph: PruningGraph, plan: Plan, most: int = MOST_JOINS) -> tuple[Join, ...]:
+    """Up to ``most`` residual joins of ``graph``, evenly from first to last, as ``plan`` leaves them."""
+    kept, constants = Kept(graph, plan), {tensor.name for tensor in graph.model.graph.initializer}
     found = []
-    for node in pruned.graph.node:
+    for node in graph.model.graph.node:
         if node.op_type not in ("Add", "Sum") or len(node.input) != 2 or constants & set(node.input):
             continue
         name = node.output[0]
-        alike = name in shapes and shapes[name] == others.get(name)
-        same = others.get(node.input[0]) == others.get(node.input[1]) == others.get(name)
-        if alike and same:
-            found.append(name)
+        if all(kept.known(each) and kept.shape(each) == kept.shape(name) for each in (name, *node.input)):
+            axes = range(len(kept.shape(name)))
+            found.append(
+                Join(name, tuple(kept.mask(name, axis) if kept.pruned(name, axis) else None for axis in axes))
+            )
     if len(found) <= most:
         return tuple(found)
     return tuple(found[round((number + 1) * len(found) / most) - 1] for number in range(most))

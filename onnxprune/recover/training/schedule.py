@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 
 WARM_UP = 0.03
@@ -21,6 +22,17 @@ class Horizon:
         by_steps = step / self.steps if self.steps else float(self.steps == 0)
         by_time = elapsed / self.seconds if self.seconds else 0.0
         return min(1.0, max(by_steps, by_time))
+
+
+class Clock:
+    """Seconds of training, ``before`` of them before an interruption."""
+
+    def __init__(self, before: float) -> None:
+        self._before, self._start = before, time.monotonic()
+
+    def elapsed(self) -> float:
+        """Seconds until now."""
+        return self._before + time.monotonic() - self._start
 
 
 def learning_rate(peak: float, progress: float) -> float:

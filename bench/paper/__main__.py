@@ -1,0 +1,91 @@
+"""Run rows of the paper's table, or print it.
+
+    python -m bench.paper DATA --out FOLDER --row vgg16 [--row ...] [--device auto] [--epochs N]
+        [--finetune-epochs N] [--seeds N] [--calibration N] [--train FILE --test FILE] [--resnet56 FILE.onnx]
+    python -m bench.paper --out FOLDER --table
+
+DATA holds ``cifar10/train.parquet`` and ``cifar10/test.parquet``, and ``cifar100/`` where those rows are run.
+Every stage leaves its product in FOLDER, and a run goes on from what is there: training from its last epoch,
+fine-tuning from its last look. A row with other settings than those in FOLDER is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from bench.paper.rows import ROWS, Row
+from bench.paper.stages import Job, run
+from bench.paper.table import table
+
+
+def main(arguments: list[str] | None = None, rows: tuple[Row, ...] = ROWS) -> None:
+    """Run the rows that are asked for, then print the table of all."""
+    parser = argparse.ArgumentParser(
+        "python -m bench.paper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, nargs="?", help="folder of the data sets")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the products")
+    parser.add_argument("--row", action="append", choices=[row.name for row in rows], default=[])
+    parser.add_argument("--table", action="store_true", help="print the table of what is in the folder")
+    parser.add_argument("--train", type=Path, help="labelled training images in place of DATA's")
+    parser.add_argument("--test", type=Path, help="labelled test images in place of DATA's")
+    parser.add_argument("--resnet56", type=Path, metavar="FILE.onnx", help="the trained ResNet-56")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--epochs", type=int, help="of training the baseline")
+    parser.add_argument("--finetune-epochs", type=float)
+    parser.add_argument("--calibration", type=int, default=1000, help="images that selection sees")
+    parser.add_argument("--seeds", type=int, default=1)
+    given = parser.parse_args(arguments)
+    if given.row and not given.data and not (given.train and given.test):
+        parser.error("say where the images are: DATA, or --train and --test")
+    if not given.row and not given.table:
+        parser.error("nothing to do: give --row or --table")
+    for row in rows:
+        if row.name in given.row:
+            job = _job(row, given)
+            for seed in range(given.seeds):
+                place = given.out / row.name / f"seed-{seed}"
+                run(row, job, seed, place, _Log(f"{row.name}, seed {seed}", place))
+    print(table(given.out, rows), end="")
+
+
+def _job(row: Row, given: argparse.Namespace) -> Job:
+    cuda = given.device == "cuda" or (given.device == "auto" and torch.cuda.is_available())
+    folder = (given.data or Path()) / row.data
+    job = Job(
+        given.train or folder / "train.parquet",
+        given.test or folder / "test.parquet",
+        torch.device("cuda" if cuda else "cpu"),
+        calibration=given.calibration,
+        baseline=given.resnet56,
+        threads=given.threads,
+    )
+    if given.epochs:
+        job = replace(job, recipe=replace(job.recipe, epochs=given.epochs))
+    if given.finetune_epochs:
+        job = replace(job, tuning=replace(job.tuning, epochs=given.finetune_epochs))
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    return job
+
+
+class _Log:
+    """Lines for the terminal, and for ``log.txt`` beside the products."""
+
+    def __init__(self, title: str, folder: Path) -> None:
+        self.title, self.file = title, folder / "log.txt"
+
+    def __call__(self, line: str) -> None:
+        print(f"{self.title}: {line}", flush=True)
+        with self.file.open("a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+
+if __name__ == "__main__":
+    main()
