@@ -34,6 +34,7 @@ _MAX_SWEEPS = 20_000
 _LEVEL_GAP = 1e-6
 _SCREEN_SWEEPS = 40
 _DISTANCE_SWEEPS = 2_000
+_DISTANCE_CHANGE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class _Matching:
     stop: int
     ends: Tensor
     signs: Tensor
+
+    @property
+    def size(self) -> int:
+        """Number of edges."""
+        return self.stop - self.start
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,7 @@ class GraphPenalty:
         floor = (64 * torch.finfo(point.dtype).eps * float(norm(point))) ** 2
         allowed = max(0.5 * memory.precision**2, floor) / max(rows, 1)
         result = self._solve(fusion, entries, dual, bound, step, allowed)
-        memory.dual = dual / bound
+        memory.dual = dual.div_(bound)
         return result.t()
 
     def may_enter(self, pull: Tensor, level: float) -> Tensor:
@@ -203,7 +209,7 @@ class GraphPenalty:
             sweeps *= 2
             found = torch.minimum(norms(), best)
             total = float(norm(found))
-            stalled = total > 0.99 * float(norm(best)) or total <= floor
+            stalled = float(norm(best - found)) <= _DISTANCE_CHANGE * total or total <= floor
             best = found
             if stalled:
                 break
@@ -248,7 +254,7 @@ class GraphPenalty:
             sweeps += _SWEEPS_PER_CHECK
             found = self._threshold(fusion, values, step)
             apart = torch.nn.functional.hardshrink(_differences(fusion, found), rounding)
-            gaps = (bound * apart.abs() - active * apart).sum(dim=0)
+            gaps = torch.copysign(bound, apart).sub_(active).mul_(apart).sum(dim=0)
             open_rows = gaps > allowed
             if active is not dual:
                 dual.index_copy_(1, rows, active)
@@ -287,7 +293,8 @@ def _best_ratio(pull: Tensor, point: Tensor, values: Tensor) -> float:
 
 
 def _differences(fusion: _Fusion, entries: Tensor) -> Tensor:
-    return entries.index_select(0, fusion.first) - fusion.signs * entries.index_select(0, fusion.second)
+    second = entries.index_select(0, fusion.second)
+    return entries.index_select(0, fusion.first).addcmul_(fusion.signs, second, value=-1.0)
 
 
 def _residual(fusion: _Fusion, point: Tensor, dual: Tensor) -> Tensor:
@@ -296,8 +303,8 @@ def _residual(fusion: _Fusion, point: Tensor, dual: Tensor) -> Tensor:
     for m in fusion.matchings:
         part = dual[m.start : m.stop]
         pair = values.index_select(0, m.ends)
-        pair[: len(part)].sub_(part)
-        pair[len(part) :].addcmul_(m.signs, part)
+        pair[: m.size].sub_(part)
+        pair[m.size :].addcmul_(m.signs, part)
         values.index_copy_(0, m.ends, pair)
     return values
 
@@ -311,9 +318,9 @@ def _sweep(fusion: _Fusion, values: Tensor, dual: Tensor, lower: Tensor, upper: 
     for _ in range(times):
         for m, old, low, high in parts:
             pair = values.index_select(0, m.ends)
-            one, two = pair[: len(old)], pair[len(old) :]
-            moved = torch.addcmul(one, m.signs, two, value=-1.0).mul_(0.5 * _RELAXATION).add_(old)
-            moved = torch.clamp(moved, low, high)
+            one, two = pair[: m.size], pair[m.size :]
+            moved = torch.addcmul(one, m.signs, two, value=-1.0)
+            moved = torch.clamp(torch.add(old, moved, alpha=0.5 * _RELAXATION), low, high)
             change = moved - old
             old.copy_(moved)
             one.sub_(change)
@@ -354,16 +361,41 @@ def _build_fusion(graph: ClassGraph, mu: float, nonnegative: bool, like: Tensor)
 
 
 def _matchings(graph: ClassGraph, edges: np.ndarray) -> list[list[int]]:
-    """Greedy edge colouring: at most twice the largest degree minus one colours."""
-    used: list[set[int]] = [set() for _ in range(graph.classes)]
-    groups: list[list[int]] = []
+    """Edge colouring with few colours, seldom more than the largest degree plus one (Vizing's bound).
+
+    An edge takes a colour that is free at both ends. Where there is none, a colour that is free at one
+    end is freed at the other by swapping the two colours along the path that leaves it (Kempe).
+    """
+    # ends[c][colour] = (edge, the class at its other end)
+    ends: list[dict[int, tuple[int, int]]] = [{} for _ in range(graph.classes)]
+    colours = 0
     for edge in edges.tolist():
         first, second = (int(c) for c in graph.edges[edge])
-        taken = used[first] | used[second]
-        colour = next(c for c in range(len(taken) + 1) if c not in taken)
-        used[first].add(colour)
-        used[second].add(colour)
-        if colour == len(groups):
-            groups.append([])
-        groups[colour].append(edge)
+        free = [[k for k in range(colours) if k not in ends[c]] for c in (first, second)]
+        both = [k for k in free[0] if k in free[1]]
+        swaps = ((a, b) for a in free[0] for b in free[1])
+        colour = both[0] if both else next((a for a, b in swaps if _swap(ends, second, first, a, b)), colours)
+        ends[first][colour], ends[second][colour] = (edge, second), (edge, first)
+        colours = max(colours, colour + 1)
+    groups: list[list[int]] = [[] for _ in range(colours)]
+    for first, at in enumerate(ends):
+        for colour, (edge, second) in at.items():
+            if first < second:
+                groups[colour].append(edge)
     return groups
+
+
+def _swap(ends: list[dict[int, tuple[int, int]]], start: int, other: int, a: int, b: int) -> bool:
+    """Swap the colours ``a`` and ``b`` on the path from ``start``, unless it leads to ``other``."""
+    path, node, colour = [], start, a
+    while colour in ends[node]:
+        edge, following = ends[node][colour]
+        path.append((edge, node, following, colour))
+        node, colour = following, a + b - colour
+    if node == other:
+        return False
+    for _, one, two, old in path:
+        del ends[one][old], ends[two][old]
+    for edge, one, two, old in path:
+        ends[one][a + b - old], ends[two][a + b - old] = (edge, two), (edge, one)
+    return True
