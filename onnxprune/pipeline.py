@@ -32,6 +32,7 @@ from onnxprune.io.save import save
 from onnxprune.profile.benchmark import benchmark
 from onnxprune.profile.cost import CostModel, count
 from onnxprune.profile.features import collect_features
+from onnxprune.profile.gradients import collect_importance
 from onnxprune.profile.session import open_session
 from onnxprune.profile.statistics import collect_statistics
 from onnxprune.progress import Progress, SilentProgress
@@ -43,7 +44,7 @@ from onnxprune.report.evaluation import as_source, evaluate
 from onnxprune.report.inspection import file_bytes, inspect
 from onnxprune.report.schema import CompressionReport
 from onnxprune.select.allocate import CostGoal, Limits, Ranking
-from onnxprune.select.rankings import LASSO_METHODS
+from onnxprune.select.rankings import LASSO_METHODS, STATISTICS_METHODS
 from onnxprune.select.select import chosen_groups, plan_within, rank
 from onnxprune.sensitivity import analyze
 
@@ -220,7 +221,14 @@ class _Run:
     def _rankings(self) -> list[Ranking]:
         config, data = self.config, self.data
         groups = _groups(self.graph, config)
-        if config.method not in LASSO_METHODS:
+        if config.method == "taylor":
+            with self.clock("profile"):
+                importance = collect_importance(
+                    self.graph, groups, data.samples,
+                    provider=config.provider, threads=config.threads, progress=self.progress,
+                )  # fmt: skip
+            return rank(self.graph, groups, config.method, importance=importance)
+        if config.method not in STATISTICS_METHODS:
             return rank(self.graph, groups, config.method, seed=config.seed)
         with self.clock("profile"):
             statistics = collect_statistics(
@@ -228,7 +236,7 @@ class _Run:
                 provider=config.provider, threads=config.threads, seed=config.seed, progress=self.progress,
             )  # fmt: skip
             features = None
-            if config.data_term == "hsic":
+            if config.data_term == "hsic" and config.method in LASSO_METHODS:
                 features = collect_features(
                     self.graph, groups, data.samples,
                     provider=config.provider, threads=config.threads, progress=self.progress,

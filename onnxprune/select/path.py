@@ -87,13 +87,16 @@ def solve_path(
         last: Solution | None = None
         for level in grid:
             share = min(float(level) / largest, 1.0) if largest > 0 else 1.0
-            before, last = last, solve(
-                term,
-                penalty,
-                float(level),
-                start=_extrapolated(before, last, float(level)),
-                tolerance=tolerance * share,
-                max_iterations=max_iterations,
+            before, last = (
+                last,
+                solve(
+                    term,
+                    penalty,
+                    float(level),
+                    start=_extrapolated(before, last, float(level)),
+                    tolerance=tolerance * share,
+                    max_iterations=max_iterations,
+                ),
             )
             norms = _array(norm(last.coefficients, dim=1))
             solutions.append((norms, last.iterations, last.optimality, last.converged))
