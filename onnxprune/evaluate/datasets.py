@@ -65,6 +65,11 @@ class Dataset:
         return self._transform.spec
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of classes 0, 1, ... where the data has them."""
+        return self._source.class_names
+
+    @property
     def preprocess(self) -> Preprocess | None:
         """The preprocessing in force, all defaults filled in; None where arrays are taken as they are."""
         return self._transform.settings if self._transform.images or self._transform.asked else None

@@ -19,6 +19,7 @@ from onnxprune.recover.closed_form import LayerFit
 from onnxprune.recover.finetune import Finetuned
 from onnxprune.report.evaluation import metric_values, model_files
 from onnxprune.report.schema import (
+    ClassStructure,
     CompressionReport,
     Fidelity,
     Figures,
@@ -39,6 +40,7 @@ def compression_report(
     fits: Sequence[LayerFit],
     timings: Mapping[str, float],
     tuning: Finetuned | None = None,
+    classes: ClassStructure | None = None,
 ) -> CompressionReport:
     """What was done and measured; the counts are taken on ``model`` itself."""
     cost = count(model)
@@ -86,6 +88,7 @@ def compression_report(
         skipped=tuple(SkippedGroup(item.name, item.reason, item.channels) for item in graph.skipped),
         timings_s={name: round(seconds, 3) for name, seconds in timings.items()},
         warnings=(*data.warnings, *_fit_warnings(fits), *_tuning_warnings(tuning)),
+        classes=classes,
     )
 
 

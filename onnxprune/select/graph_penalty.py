@@ -161,14 +161,15 @@ class GraphPenalty:
             if not len(rows):
                 break
             _sweep(fusion, values, dual, -bound, bound, _SWEEPS_PER_CHECK)
-            found = self._threshold(fusion, values, level).t()
-            settled = (found == 0).all(dim=1)
+            found = self._threshold(fusion, values, level)
+            settled = (found == 0).all(dim=0)
             may[rows[settled]] = False
+            if bool(settled.any()):
+                rows, found, entries, values, dual = _take(~settled, rows, found, entries, values, dual)
             if check == 0:
                 # A ratio over the level proves that the row is not zero: no need to look further.
-                settled |= (entries.t() * found).sum(dim=1) > level * self.row_values(found)
-            if bool(settled.any()):
-                rows, entries, values, dual = _take(~settled, rows, entries, values, dual)
+                known = (entries * found).sum(dim=0) > level * self.row_values(found.t())
+                rows, entries, values, dual = _take(~known, rows, entries, values, dual)
         return may
 
     def distances(

@@ -168,7 +168,7 @@ def test_taylor_says_what_it_can_not_do() -> None:
     y = b.relu(b.conv(b.shaped(x, 1, 4, 4, 4), 4, 3))
     graph = analyze_graph(b.model(b.gemm(b.flatten(b.global_pool(y)), 3)))
     data = dataset(graph, samples(graph, 4), np.zeros(4, np.int64))
-    with pytest.raises(ModelError, match="taylor needs gradients.* QuantizeLinear") as caught:
+    with pytest.raises(ModelError, match=r"taylor needs gradients.* QuantizeLinear") as caught:
         collect_importance(graph, graph.groups, data, provider="cpu", progress=SilentProgress())
     assert "--method" in str(caught.value.hint)
     graph = network()
