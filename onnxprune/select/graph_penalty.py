@@ -316,16 +316,20 @@ def _sweep(fusion: _Fusion, values: Tensor, dual: Tensor, lower: Tensor, upper: 
         (m, dual[m.start : m.stop], lower[m.start : m.stop], upper[m.start : m.stop])
         for m in fusion.matchings
     ]
+    widest = max((m.size for m in fusion.matchings), default=0)
+    pairs, steps = values.new_empty(2 * widest, values.shape[1]), values.new_empty(widest, values.shape[1])
     for _ in range(times):
         for m, old, low, high in parts:
-            pair = values.index_select(0, m.ends)
+            pair, moved = pairs[: 2 * m.size], steps[: m.size]
+            torch.index_select(values, 0, m.ends, out=pair)
             one, two = pair[: m.size], pair[m.size :]
-            moved = torch.addcmul(one, m.signs, two, value=-1.0)
-            moved = torch.clamp(torch.add(old, moved, alpha=0.5 * _RELAXATION), low, high)
-            change = moved - old
+            torch.addcmul(one, m.signs, two, value=-1.0, out=moved)
+            torch.add(old, moved, alpha=0.5 * _RELAXATION, out=moved)
+            torch.clamp(moved, low, high, out=moved)
+            old.sub_(moved)
+            one.add_(old)
+            two.addcmul_(m.signs, old, value=-1.0)
             old.copy_(moved)
-            one.sub_(change)
-            two.addcmul_(m.signs, change)
             values.index_copy_(0, m.ends, pair)
 
 
@@ -362,7 +366,7 @@ def _build_fusion(graph: ClassGraph, mu: float, nonnegative: bool, like: Tensor)
 
 
 def _matchings(graph: ClassGraph, edges: np.ndarray) -> list[list[int]]:
-    """Edge colouring with few colours, seldom more than the largest degree plus one (Vizing's bound).
+    """Edge colouring with few colours: mostly as many as the largest degree, or one more (Vizing's bound).
 
     An edge takes a colour that is free at both ends. Where there is none, a colour that is free at one
     end is freed at the other by swapping the two colours along the path that leaves it (Kempe).

@@ -130,7 +130,7 @@ def _solve(
         distance = float(norm(penalty.distances(coefficients, gradient, level, memory)))
     optimality = distance / scale
     value = term_value(term, coefficients, product)
-    value += level * float(penalty.row_values(coefficients).sum())
+    value += level * float(penalty.row_values(coefficients.t().index_select(1, units).t()).sum())
     # Rounding in Q B alone can leave a few ulps per unit.
     slack = 64 * term.units * torch.finfo(gradient.dtype).eps
     return Solution(
