@@ -2,6 +2,8 @@
 
 Each row is a whole path from lambda_max down. Wall time is what a user waits; CPU time is what the
 machine did, and the fairer figure where other work shares it. Memory is the process's peak so far.
+``optimality`` is the worst distance to the subdifferential over the path, ``converged`` says whether every
+level met its own tolerance.
 """
 
 from __future__ import annotations
@@ -113,11 +115,12 @@ def report(case: Case) -> None:
     iterations = sum(int(path.iterations.sum()) for path in paths)
     worst = max(float(path.optimality.max()) for path in paths)
     entered = np.mean([path.active.any(axis=0).mean() for path in paths])
+    converged = "all" if all(path.converged for path in paths) else "NOT ALL"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     target = "" if case.target is None else f"{case.target:.0f}"
     print(
         f"| {case.name} | {case.penalty} | {case.levels} | {wall:.2f} | {processor:.2f} | {target} "
-        f"| {iterations} | {worst:.1e} | {entered:.0%} | {peak:.2f} |",
+        f"| {iterations} | {worst:.1e} | {converged} | {entered:.0%} | {peak:.2f} |",
         flush=True,
     )
 
@@ -131,8 +134,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    head = "problem", "penalty", "levels", "wall s", "CPU s", "bar s", "steps", "worst optimality", "entered"
-    print(f"| {' | '.join(head)} | GiB |\n|{'---|' * 10}")
+    head = "problem", "penalty", "levels", "wall s", "CPU s", "bar s", "steps", "optimality", "converged"
+    print(f"| {' | '.join(head)} | entered | GiB |\n|{'---|' * 11}")
     names = ["l1", "tree", "graph", "graph, signed"]
 
     def cases() -> Iterator[Case]:
