@@ -1,7 +1,9 @@
-"""How long the structured lasso takes: ``python -m bench.solver [--large] [--threads N] [--device cuda]``.
+"""How long the structured lasso takes: ``python -m bench.solver [--large] [--penalty NAME] [--threads N]``.
 
 Each row is a whole path from lambda_max down. Wall time is what a user waits; CPU time is what the
 machine did, and the fairer figure where other work shares it. Memory is the process's peak so far.
+``optimality`` is the worst distance to the subdifferential over the path, ``converged`` says whether every
+level met its own tolerance.
 """
 
 from __future__ import annotations
@@ -113,11 +115,12 @@ def report(case: Case) -> None:
     iterations = sum(int(path.iterations.sum()) for path in paths)
     worst = max(float(path.optimality.max()) for path in paths)
     entered = np.mean([path.active.any(axis=0).mean() for path in paths])
+    converged = "all" if all(path.converged for path in paths) else "NOT ALL"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     target = "" if case.target is None else f"{case.target:.0f}"
     print(
-        f"{case.name:<52} {case.penalty:<14} {case.levels:>6} {wall:>8.2f} {processor:>8.2f} {target:>7}"
-        f" {iterations:>6} {worst:>9.1e} {entered:>8.0%} {peak:>6.2f}",
+        f"| {case.name} | {case.penalty} | {case.levels} | {wall:.2f} | {processor:.2f} | {target} "
+        f"| {iterations} | {worst:.1e} | {converged} | {entered:.0%} | {peak:.2f} |",
         flush=True,
     )
 
@@ -126,14 +129,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--large", action="store_true", help="2,048 units x 1,000 classes as well")
     parser.add_argument("--only", default="", help="cases whose name holds this text")
+    parser.add_argument("--penalty", action="append", help="only these: l1, tree, graph, 'graph, signed'")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(
-        f"{'problem':<52} {'penalty':<14} {'levels':>6} {'wall s':>8} {'CPU s':>8} {'target':>7}"
-        f" {'steps':>6} {'worst opt':>9} {'entered':>8} {'GiB':>6}"
-    )
+    head = "problem", "penalty", "levels", "wall s", "CPU s", "bar s", "steps", "optimality", "converged"
+    print(f"| {' | '.join(head)} | entered | GiB |\n|{'---|' * 11}")
     names = ["l1", "tree", "graph", "graph, signed"]
 
     def cases() -> Iterator[Case]:
@@ -144,7 +146,7 @@ def main() -> None:
             yield from shared_cases(2048, 1000, 60.0, names, options.device)
 
     for case in cases():
-        if options.only in case.name:
+        if options.only in case.name and (options.penalty is None or case.penalty in options.penalty):
             report(case)
 
 

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
 from onnxprune.report.schema import (
     AnalysisReport,
     BenchmarkReport,
+    ClassStructure,
     CompressionReport,
     EvaluationReport,
     Figures,
@@ -19,7 +21,7 @@ from onnxprune.report.schema import (
 )
 
 _LISTED = 12
-"""Skipped groups that a summary lists before it counts the rest."""
+"""Skipped groups, or edges between classes, that a summary lists before it counts the rest."""
 
 
 def compression(report: CompressionReport, *, plan_only: bool) -> list[RenderableType]:
@@ -74,6 +76,8 @@ def analysis(report: AnalysisReport) -> list[RenderableType]:
     shown: list[RenderableType] = [table]
     if report.skipped:
         shown.append(_skipped(report.skipped))
+    if report.classes is not None and report.classes.merges:
+        shown += [_class_tree(report.classes), _class_graph(report.classes)]
     return shown
 
 
@@ -160,10 +164,43 @@ def _skipped(skipped: Iterable[SkippedGroup]) -> Table:
     return table
 
 
+def _class_tree(classes: ClassStructure) -> Tree:
+    """The classes as the tree's leaves, each branch under its height."""
+    count = len(classes.names)
+    joined = {child for merge in classes.merges for child in merge.children}
+    tree = Tree("tree of classes: at 0 they respond alike, at 1 they share nothing")
+
+    def grow(node: int, into: Tree) -> None:
+        if node < count:
+            into.add(Text(classes.names[node]))
+            return
+        merge = classes.merges[node - count]
+        branch = into.add(f"{merge.height:.2f}")
+        for child in merge.children:
+            grow(child, branch)
+
+    for node in range(count + len(classes.merges)):
+        if node not in joined:
+            grow(node, tree)
+    return tree
+
+
+def _class_graph(classes: ClassStructure) -> Table:
+    table = _table("graph of classes", "and", "correlation")
+    for edge in classes.edges[:_LISTED]:
+        first, second = classes.names[edge.first], classes.names[edge.second]
+        table.add_row(Text(first), Text(second), f"{edge.correlation:+.2f}")
+    if len(classes.edges) > _LISTED:
+        table.caption = f"and {len(classes.edges) - _LISTED} weaker: see --json"
+    elif not classes.edges:
+        table.caption = "no two classes correlate beyond the threshold"
+    return table
+
+
 def _table(first: str, *others: str) -> Table:
     """A plain table, all columns but the first to the right where they hold numbers."""
     table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    texts = {"op", "because", "made by", "read by"}
+    texts = {"and", "op", "because", "made by", "read by"}
     table.add_column(first, overflow="fold")
     for name in others:
         table.add_column(name, justify="left" if name in texts else "right", overflow="fold")

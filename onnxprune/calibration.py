@@ -69,28 +69,35 @@ def open_calibration(model: onnx.ModelProto, config: CompressConfig, progress: P
     if labels is None:
         labels = scores.argmax(1).astype(np.int64)
         warnings.append("the data has no labels: the original model's own predictions stand in")
-    classes, names = number_classes(labels, distribution(scores))
+    classes, names = number_classes(labels, distribution(scores), data.class_names)
     evaluation, training = _evaluation(config, data, chosen, session, warnings)
     return Calibration(
         samples, classes, names, training, evaluation, session.batch, session.provider, tuple(warnings)
     )
 
 
-def number_classes(labels: IntArray, outputs: FloatArray) -> tuple[IntArray, tuple[str, ...]]:
+def number_classes(
+    labels: IntArray, outputs: FloatArray, class_names: tuple[str, ...] = ()
+) -> tuple[IntArray, tuple[str, ...]]:
     """Number classes from 0 to at most `MAX_CLASSES` - 1: (n,), and what each number stands for.
 
     More classes are clustered along the tree of their mean ``outputs`` (n, classes of the model).
+    ``class_names`` are those of labels 0, 1, ... where the data names them.
     """
+
+    def named(label: int) -> str:
+        return class_names[label] if label < len(class_names) else str(label)
+
     present, numbers = np.unique(labels, return_inverse=True)
     if len(present) <= MAX_CLASSES:
-        return numbers.astype(np.int64), tuple(str(label) for label in present)
+        return numbers.astype(np.int64), tuple(named(int(label)) for label in present)
     means = np.stack([outputs[numbers == index].mean(0) for index in range(len(present))])
     assignment = coarsen(
         ClassTree.from_correlation(class_correlation(np.sqrt(means), standardise=False)), MAX_CLASSES
     )
     clusters = [present[assignment == index] for index in range(int(assignment.max()) + 1)]
     names = tuple(
-        str(members[0]) if len(members) == 1 else f"{members[0]}+{len(members) - 1}" for members in clusters
+        named(int(members[0])) + (f"+{len(members) - 1}" if len(members) > 1 else "") for members in clusters
     )
     return assignment[numbers], names
 

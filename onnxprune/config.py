@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from onnxprune.evaluate.preprocess import Preprocess
 
-Method = Literal["stlp-ib", "sglp-ib", "lasso-ib", "l1", "l2", "bn-scale", "fpgm", "random"]
+Method = Literal[
+    "stlp-ib", "sglp-ib", "lasso-ib", "obs", "l1", "l2", "bn-scale", "fpgm", "wanda", "taylor", "random"
+]
 DataTerm = Literal["contribution", "hsic"]
 Recovery = Literal["none", "closed-form", "finetune"]
 Provider = Literal["auto", "cpu", "cuda"]

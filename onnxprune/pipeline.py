@@ -32,6 +32,7 @@ from onnxprune.io.save import save
 from onnxprune.profile.benchmark import benchmark
 from onnxprune.profile.cost import CostModel, count
 from onnxprune.profile.features import collect_features
+from onnxprune.profile.gradients import collect_importance
 from onnxprune.profile.session import open_session
 from onnxprune.profile.statistics import collect_statistics
 from onnxprune.progress import Progress, SilentProgress
@@ -42,11 +43,11 @@ from onnxprune.recover.training.processes import is_main_process
 from onnxprune.report.compression import compression_report
 from onnxprune.report.evaluation import as_source, evaluate
 from onnxprune.report.inspection import file_bytes, inspect
-from onnxprune.report.schema import CompressionReport
+from onnxprune.report.schema import ClassStructure, CompressionReport
 from onnxprune.select.allocate import CostGoal, Limits, Ranking
-from onnxprune.select.rankings import LASSO_METHODS
+from onnxprune.select.rankings import LASSO_METHODS, STATISTICS_METHODS
 from onnxprune.select.select import chosen_groups, plan_within, rank
-from onnxprune.sensitivity import analyze
+from onnxprune.sensitivity import analyze, class_structure
 
 __all__ = [
     "CompressionResult",
@@ -105,6 +106,7 @@ class _Candidate:
     evaluation: Evaluation | None
     fits: tuple[LayerFit, ...]
     tuning: Finetuned | None = None
+    classes: ClassStructure | None = None
 
 
 class _Clock:
@@ -165,6 +167,7 @@ def compress(
         chosen.fits,
         clock.seconds,
         chosen.tuning,
+        chosen.classes,
     )
     return CompressionResult(chosen.model, chosen.plan, report, graph, source)
 
@@ -204,14 +207,14 @@ class _Run:
         config = self.config
         if config.plan is not None:
             return self._finish(self._saved_plan(config.plan))
-        rankings = self._rankings()
+        rankings, classes = self._rankings()
         if config.budgets:
             with self.clock("plan"):
                 plan = plan_for(
                     self.graph, config, self.original, lambda goals: self._allocate(rankings, goals)
                 )
-            return self._finish(plan)
-        return self._smallest_within_drop(rankings)
+            return replace(self._finish(plan), classes=classes)
+        return replace(self._smallest_within_drop(rankings), classes=classes)
 
     def _saved_plan(self, path: Path) -> Plan:
         try:
@@ -220,27 +223,36 @@ class _Run:
             raise UsageError(f"can't read the plan {path}: {error}", hint="--save-plan writes one") from error
         return Plan.from_json(self.graph, text, model_sha256=self.source.sha256)
 
-    def _rankings(self) -> list[Ranking]:
+    def _rankings(self) -> tuple[list[Ranking], ClassStructure | None]:
+        """The ranking of every group, and the classes' structure where the method looks at classes."""
         config, data = self.config, self.data
         groups = _groups(self.graph, config)
-        if config.method not in LASSO_METHODS:
-            return rank(self.graph, groups, config.method, seed=config.seed)
+        if config.method == "taylor":
+            with self.clock("profile"):
+                importance = collect_importance(
+                    self.graph, groups, data.samples,
+                    provider=config.provider, threads=config.threads, progress=self.progress,
+                )  # fmt: skip
+            return rank(self.graph, groups, config.method, importance=importance), None
+        if config.method not in STATISTICS_METHODS:
+            return rank(self.graph, groups, config.method, seed=config.seed), None
         with self.clock("profile"):
             statistics = collect_statistics(
                 self.graph, data.samples, data.classes,
                 provider=config.provider, threads=config.threads, seed=config.seed, progress=self.progress,
             )  # fmt: skip
             features = None
-            if config.data_term == "hsic":
+            if config.data_term == "hsic" and config.method in LASSO_METHODS:
                 features = collect_features(
                     self.graph, groups, data.samples,
                     provider=config.provider, threads=config.threads, progress=self.progress,
                 )  # fmt: skip
         with self.clock("select"):
-            return rank(
+            rankings = rank(
                 self.graph, groups, config.method,
                 statistics=statistics, features=features, classes=data.classes, seed=config.seed,
             )  # fmt: skip
+        return rankings, class_structure(statistics, data.names)
 
     def _allocate(self, rankings: list[Ranking], goals: tuple[CostGoal, ...]) -> Plan:
         limits = Limits(self.config.round_to, self.config.max_group_ratio)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import partial
 
 from onnxprune.calibration import labelled, open_calibration
@@ -11,10 +12,9 @@ from onnxprune.evaluate.metrics import evaluate_against
 from onnxprune.graph.analysis import analyze_graph
 from onnxprune.graph.plan import Plan, keep_all
 from onnxprune.graph.rewrite import rewrite
-from onnxprune.graph.weights import FloatArray
 from onnxprune.io.load import load
 from onnxprune.profile.session import open_session
-from onnxprune.profile.statistics import collect_statistics
+from onnxprune.profile.statistics import LayerStatistics, collect_statistics
 from onnxprune.progress import Progress, SilentProgress
 from onnxprune.report.evaluation import as_source, metric_values, model_files
 from onnxprune.report.schema import (
@@ -82,8 +82,6 @@ def analyze(config: CompressConfig, *, progress: Progress | None = None) -> Anal
                     )
                 stage.advance()
             curves.append(GroupSensitivity(ranking.group.name, len(ranking.order), tuple(points)))
-    last = list(statistics.values())[-1:]
-    classes = None if not last else class_structure(last[0].responses, data.names)
     end = time.perf_counter()
     return AnalysisReport(
         model=model_files(source),
@@ -93,13 +91,21 @@ def analyze(config: CompressConfig, *, progress: Progress | None = None) -> Anal
         skipped=tuple(SkippedGroup(item.name, item.reason, item.channels) for item in graph.skipped),
         timings_s={"profile": profiled - start, "sensitivity": end - profiled},
         warnings=data.warnings,
-        classes=classes,
+        classes=class_structure(statistics, data.names),
     )
 
 
-def class_structure(responses: FloatArray, names: tuple[str, ...]) -> ClassStructure:
-    """The class tree and graph of mean responses (C, features), for reports."""
-    correlation = class_correlation(responses)
+def class_structure(
+    statistics: Mapping[str, LayerStatistics], names: tuple[str, ...]
+) -> ClassStructure | None:
+    """The class tree and graph, for reports: what the last layer with prunable inputs tells apart.
+
+    None where no layer has statistics.
+    """
+    last = list(statistics.values())[-1:]
+    if not last:
+        return None
+    correlation = class_correlation(last[0].responses)
     tree, graph = ClassTree.from_correlation(correlation), ClassGraph.from_correlation(correlation)
     return ClassStructure(
         names,

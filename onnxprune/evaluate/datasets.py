@@ -41,7 +41,7 @@ class Batch:
 class Dataset:
     """Samples of one source, preprocessed for one model input; made by `load_dataset`.
 
-    A data set is a view: `subset`, `with_labels` and `in_memory` give new ones.
+    A data set is a view: `subset`, `with_labels`, `without_labels` and `in_memory` give new ones.
     ``labels`` (n,) are class indices or None.
     """
 
@@ -63,6 +63,11 @@ class Dataset:
     def spec(self) -> TensorSpec:
         """The model input that the samples are prepared for."""
         return self._transform.spec
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of classes 0, 1, ... where the data has them."""
+        return self._source.class_names
 
     @property
     def preprocess(self) -> Preprocess | None:
@@ -107,6 +112,10 @@ class Dataset:
         chosen = np.asarray(indices, dtype=np.int64)
         labels = None if self.labels is None else self.labels[chosen]
         return Dataset(self._source, self._transform, self._rows[chosen], labels, self._split)
+
+    def without_labels(self) -> Dataset:
+        """The same samples with their labels withheld."""
+        return Dataset(self._source, self._transform, self._rows, None, self._split)
 
     def with_labels(self, labels: npt.ArrayLike) -> Dataset:
         """The same samples with other ``labels`` (n,), such as a model's own predictions."""

@@ -21,6 +21,7 @@ from onnxprune.recover.finetune import Finetuned
 from onnxprune.report.channels import odd_channels_warning
 from onnxprune.report.evaluation import metric_values, model_files
 from onnxprune.report.schema import (
+    ClassStructure,
     CompressionReport,
     Fidelity,
     Figures,
@@ -41,6 +42,7 @@ def compression_report(
     fits: Sequence[LayerFit],
     timings: Mapping[str, float],
     tuning: Finetuned | None = None,
+    classes: ClassStructure | None = None,
 ) -> CompressionReport:
     """What was done and measured; the counts are taken on ``model`` itself."""
     cost = count(model)
@@ -93,6 +95,7 @@ def compression_report(
             *_tuning_warnings(tuning),
             *odd_channels_warning(graph, plan),
         ),
+        classes=classes,
     )
 
 

@@ -34,6 +34,7 @@ _MAX_SWEEPS = 20_000
 _LEVEL_GAP = 1e-6
 _SCREEN_SWEEPS = 40
 _DISTANCE_SWEEPS = 2_000
+_DISTANCE_CHANGE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class _Matching:
     stop: int
     ends: Tensor
     signs: Tensor
+
+    @property
+    def size(self) -> int:
+        """Number of edges."""
+        return self.stop - self.start
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,7 @@ class GraphPenalty:
         floor = (64 * torch.finfo(point.dtype).eps * float(norm(point))) ** 2
         allowed = max(0.5 * memory.precision**2, floor) / max(rows, 1)
         result = self._solve(fusion, entries, dual, bound, step, allowed)
-        memory.dual = dual / bound
+        memory.dual = dual.div_(bound)
         return result.t()
 
     def may_enter(self, pull: Tensor, level: float) -> Tensor:
@@ -155,14 +161,15 @@ class GraphPenalty:
             if not len(rows):
                 break
             _sweep(fusion, values, dual, -bound, bound, _SWEEPS_PER_CHECK)
-            found = self._threshold(fusion, values, level).t()
-            settled = (found == 0).all(dim=1)
+            found = self._threshold(fusion, values, level)
+            settled = (found == 0).all(dim=0)
             may[rows[settled]] = False
+            if bool(settled.any()):
+                rows, found, entries, values, dual = _take(~settled, rows, found, entries, values, dual)
             if check == 0:
                 # A ratio over the level proves that the row is not zero: no need to look further.
-                settled |= (entries.t() * found).sum(dim=1) > level * self.row_values(found)
-            if bool(settled.any()):
-                rows, entries, values, dual = _take(~settled, rows, entries, values, dual)
+                known = (entries * found).sum(dim=0) > level * self.row_values(found.t())
+                rows, entries, values, dual = _take(~known, rows, entries, values, dual)
         return may
 
     def distances(
@@ -203,7 +210,7 @@ class GraphPenalty:
             sweeps *= 2
             found = torch.minimum(norms(), best)
             total = float(norm(found))
-            stalled = total > 0.99 * float(norm(best)) or total <= floor
+            stalled = float(norm(best - found)) <= _DISTANCE_CHANGE * total or total <= floor
             best = found
             if stalled:
                 break
@@ -248,7 +255,7 @@ class GraphPenalty:
             sweeps += _SWEEPS_PER_CHECK
             found = self._threshold(fusion, values, step)
             apart = torch.nn.functional.hardshrink(_differences(fusion, found), rounding)
-            gaps = (bound * apart.abs() - active * apart).sum(dim=0)
+            gaps = torch.copysign(bound, apart).sub_(active).mul_(apart).sum(dim=0)
             open_rows = gaps > allowed
             if active is not dual:
                 dual.index_copy_(1, rows, active)
@@ -287,7 +294,8 @@ def _best_ratio(pull: Tensor, point: Tensor, values: Tensor) -> float:
 
 
 def _differences(fusion: _Fusion, entries: Tensor) -> Tensor:
-    return entries.index_select(0, fusion.first) - fusion.signs * entries.index_select(0, fusion.second)
+    second = entries.index_select(0, fusion.second)
+    return entries.index_select(0, fusion.first).addcmul_(fusion.signs, second, value=-1.0)
 
 
 def _residual(fusion: _Fusion, point: Tensor, dual: Tensor) -> Tensor:
@@ -296,8 +304,8 @@ def _residual(fusion: _Fusion, point: Tensor, dual: Tensor) -> Tensor:
     for m in fusion.matchings:
         part = dual[m.start : m.stop]
         pair = values.index_select(0, m.ends)
-        pair[: len(part)].sub_(part)
-        pair[len(part) :].addcmul_(m.signs, part)
+        pair[: m.size].sub_(part)
+        pair[m.size :].addcmul_(m.signs, part)
         values.index_copy_(0, m.ends, pair)
     return values
 
@@ -308,16 +316,20 @@ def _sweep(fusion: _Fusion, values: Tensor, dual: Tensor, lower: Tensor, upper: 
         (m, dual[m.start : m.stop], lower[m.start : m.stop], upper[m.start : m.stop])
         for m in fusion.matchings
     ]
+    widest = max((m.size for m in fusion.matchings), default=0)
+    pairs, steps = values.new_empty(2 * widest, values.shape[1]), values.new_empty(widest, values.shape[1])
     for _ in range(times):
         for m, old, low, high in parts:
-            pair = values.index_select(0, m.ends)
-            one, two = pair[: len(old)], pair[len(old) :]
-            moved = torch.addcmul(one, m.signs, two, value=-1.0).mul_(0.5 * _RELAXATION).add_(old)
-            moved = torch.clamp(moved, low, high)
-            change = moved - old
+            pair, moved = pairs[: 2 * m.size], steps[: m.size]
+            torch.index_select(values, 0, m.ends, out=pair)
+            one, two = pair[: m.size], pair[m.size :]
+            torch.addcmul(one, m.signs, two, value=-1.0, out=moved)
+            torch.add(old, moved, alpha=0.5 * _RELAXATION, out=moved)
+            torch.clamp(moved, low, high, out=moved)
+            old.sub_(moved)
+            one.add_(old)
+            two.addcmul_(m.signs, old, value=-1.0)
             old.copy_(moved)
-            one.sub_(change)
-            two.addcmul_(m.signs, change)
             values.index_copy_(0, m.ends, pair)
 
 
@@ -354,16 +366,41 @@ def _build_fusion(graph: ClassGraph, mu: float, nonnegative: bool, like: Tensor)
 
 
 def _matchings(graph: ClassGraph, edges: np.ndarray) -> list[list[int]]:
-    """Greedy edge colouring: at most twice the largest degree minus one colours."""
-    used: list[set[int]] = [set() for _ in range(graph.classes)]
-    groups: list[list[int]] = []
+    """Edge colouring with few colours: mostly as many as the largest degree, or one more (Vizing's bound).
+
+    An edge takes a colour that is free at both ends. Where there is none, a colour that is free at one
+    end is freed at the other by swapping the two colours along the path that leaves it (Kempe).
+    """
+    # ends[c][colour] = (edge, the class at its other end)
+    ends: list[dict[int, tuple[int, int]]] = [{} for _ in range(graph.classes)]
+    colours = 0
     for edge in edges.tolist():
         first, second = (int(c) for c in graph.edges[edge])
-        taken = used[first] | used[second]
-        colour = next(c for c in range(len(taken) + 1) if c not in taken)
-        used[first].add(colour)
-        used[second].add(colour)
-        if colour == len(groups):
-            groups.append([])
-        groups[colour].append(edge)
+        free = [[k for k in range(colours) if k not in ends[c]] for c in (first, second)]
+        both = [k for k in free[0] if k in free[1]]
+        swaps = ((a, b) for a in free[0] for b in free[1])
+        colour = both[0] if both else next((a for a, b in swaps if _swap(ends, second, first, a, b)), colours)
+        ends[first][colour], ends[second][colour] = (edge, second), (edge, first)
+        colours = max(colours, colour + 1)
+    groups: list[list[int]] = [[] for _ in range(colours)]
+    for first, at in enumerate(ends):
+        for colour, (edge, second) in at.items():
+            if first < second:
+                groups[colour].append(edge)
     return groups
+
+
+def _swap(ends: list[dict[int, tuple[int, int]]], start: int, other: int, a: int, b: int) -> bool:
+    """Swap the colours ``a`` and ``b`` on the path from ``start``, unless it leads to ``other``."""
+    path, node, colour = [], start, a
+    while colour in ends[node]:
+        edge, following = ends[node][colour]
+        path.append((edge, node, following, colour))
+        node, colour = following, a + b - colour
+    if node == other:
+        return False
+    for _, one, two, old in path:
+        del ends[one][old], ends[two][old]
+    for edge, one, two, old in path:
+        ends[one][a + b - old], ends[two][a + b - old] = (edge, two), (edge, one)
+    return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -83,16 +83,20 @@ def solve_path(
         grid = _levels(largest, levels, count, ratio)
         entered = np.zeros(term.units, bool)
         solutions: list[tuple[FloatArray, int, float, bool]] = []
+        before: Solution | None = None
         last: Solution | None = None
         for level in grid:
             share = min(float(level) / largest, 1.0) if largest > 0 else 1.0
-            last = solve(
-                term,
-                penalty,
-                float(level),
-                start=last,
-                tolerance=tolerance * share,
-                max_iterations=max_iterations,
+            before, last = (
+                last,
+                solve(
+                    term,
+                    penalty,
+                    float(level),
+                    start=_extrapolated(before, last, float(level)),
+                    tolerance=tolerance * share,
+                    max_iterations=max_iterations,
+                ),
             )
             norms = _array(norm(last.coefficients, dim=1))
             solutions.append((norms, last.iterations, last.optimality, last.converged))
@@ -115,6 +119,20 @@ def solve_path(
         converged=all(converged for _, _, _, converged in solutions),
         last=last,
     )
+
+
+def _extrapolated(before: Solution | None, last: Solution | None, level: float) -> Solution | None:
+    """``last`` moved on to ``level`` along the line through it and ``before``.
+
+    Between two levels at which a row enters or entries tie, the path of l1 is a line in lambda, and
+    that of the others close to one.
+    """
+    if before is None or last is None:
+        return last
+    share = (last.level - level) / (before.level - last.level)
+    ahead = last.coefficients + share * (last.coefficients - before.coefficients)
+    gradient = last.gradient + share * (last.gradient - before.gradient)
+    return replace(last, coefficients=ahead, gradient=gradient)
 
 
 def _levels(largest: float, levels: npt.ArrayLike | None, count: int, ratio: float) -> FloatArray:

@@ -20,10 +20,13 @@ from onnxprune.select.graph_penalty import GraphPenalty
 from onnxprune.select.path import solve_path
 from onnxprune.select.penalties import L1, Penalty
 from onnxprune.select.problem import QuadraticTerm
-from onnxprune.select.scores import median_scores, norm_scores, scale_scores
+from onnxprune.select.scores import activation_scores, median_scores, norm_scores, scale_scores
 from onnxprune.select.tree_penalty import TreePenalty
 
 LASSO_METHODS = ("stlp-ib", "sglp-ib", "lasso-ib")
+PRICED_METHODS = (*LASSO_METHODS, "obs")
+"""Methods whose losses compare between groups."""
+STATISTICS_METHODS = (*PRICED_METHODS, "wanda")
 _LEVELS = 10
 _TOLERANCE = 1e-3
 _ITERATIONS = 100
@@ -71,6 +74,17 @@ def lasso_rankings(
     return rankings
 
 
+def elimination_rankings(groups: list[Group], statistics: Mapping[str, LayerStatistics]) -> list[Ranking]:
+    """Rank each group by exact compensation alone, every unit competing in every step (OBS on blocks)."""
+    rankings = []
+    for group in groups:
+        readers = [statistics[name] for name in group.consumers if name in statistics]
+        if readers:
+            result = eliminate(compensations(readers), group.units)
+            rankings.append(Ranking(group, result.order, result.loss))
+    return rankings
+
+
 def class_penalty(method: str, responses: FloatArray) -> Penalty:
     """The penalty of a scheme on the class structure that ``responses`` (C, features) show."""
     correlation = class_correlation(responses, np.isfinite(responses).all(1) & (responses != 0).any(1))
@@ -112,13 +126,29 @@ def compensations(readers: list[LayerStatistics]) -> list[Compensation]:
     return states
 
 
-def score_rankings(graph: PruningGraph, groups: list[Group], method: str, seed: int) -> list[Ranking]:
-    """Rank each group by a criterion on the weights, or at random; losses say only the order."""
+def score_rankings(
+    graph: PruningGraph,
+    groups: list[Group],
+    method: str,
+    seed: int,
+    *,
+    statistics: Mapping[str, LayerStatistics] | None = None,
+    importance: Mapping[str, FloatArray] | None = None,
+) -> list[Ranking]:
+    """Rank each group by a criterion, or at random; losses say only the order.
+
+    ``wanda`` needs ``statistics``, ``taylor`` the ``importance`` (p,) of each group's units, by name.
+    """
     constants = Constants(graph.model)
     generator = np.random.default_rng(seed)
     rankings = []
     for group in groups:
-        scores = _score(graph, constants, group, method, generator)
+        if method == "taylor" and importance is not None:
+            scores = importance[group.name]
+        elif method == "wanda" and statistics is not None:
+            scores = activation_scores(constants, group, statistics)
+        else:
+            scores = _score(graph, constants, group, method, generator)
         order = np.argsort(scores, kind="stable").astype(np.int64)
         rankings.append(Ranking(group, order, np.arange(len(order) + 1, dtype=np.float64)))
     if method == "bn-scale" and all(not scale_scores(graph, constants, group).any() for group in groups):
@@ -143,6 +173,8 @@ def _score(
             return scale_scores(graph, constants, group)
         case "random":
             return generator.random(len(group.units))
+        case "taylor" | "wanda":
+            raise UsageError(f"{method} needs what the data says", hint="profile the model first")
         case _:
             raise UsageError(f"unknown method {method!r}", hint="onnxprune compress --help lists them")
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from onnxprune.graph.structure import Group, PruningGraph
-from onnxprune.graph.weights import Constants, FloatArray
+from onnxprune.graph.weights import Constants, FloatArray, read_matrix
+from onnxprune.profile.statistics import LayerStatistics
 
 
 def producer_rows(graph: PruningGraph, constants: Constants, group: Group) -> list[list[FloatArray]]:
@@ -62,3 +65,24 @@ def scale_scores(graph: PruningGraph, constants: Constants, group: Group) -> Flo
                 total[position[int(unit)]] += abs(float(gamma))
                 count[position[int(unit)]] += 1
     return total / np.maximum(count, 1)
+
+
+def activation_scores(
+    constants: Constants, group: Group, statistics: Mapping[str, LayerStatistics]
+) -> FloatArray:
+    """|weight| times the norm of what it reads, summed over all weights that read a unit: (p,).
+
+    Wanda (Sun et al., ICLR 2024) with whole channels for single weights; the norm is the root mean
+    square over the calibration rows.
+    """
+    scores = np.zeros(len(group.units))
+    for name in group.consumers:
+        if name not in statistics:
+            continue
+        entry = statistics[name]
+        squares = entry.gram.diagonal(dim1=1, dim2=2)[:, :-1].double().cpu().numpy() / entry.rows
+        passed = np.abs(read_matrix(constants, entry.layer)).sum(2) * np.sqrt(squares)
+        units = np.where(entry.columns < 0, -1, entry.units[entry.columns])
+        mine = np.isin(units, group.units)
+        np.add.at(scores, np.searchsorted(group.units, units[mine]), passed[mine])
+    return scores

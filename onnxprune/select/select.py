@@ -11,14 +11,17 @@ import numpy.typing as npt
 from onnxprune.errors import UsageError
 from onnxprune.graph.plan import Plan
 from onnxprune.graph.structure import Group, IntArray, PruningGraph
+from onnxprune.graph.weights import FloatArray
 from onnxprune.profile.statistics import LayerStatistics
 from onnxprune.select.allocate import Goal, Limits, Ranking, allocate, allocate_evenly
 from onnxprune.select.hsic import hsic_statistics
 from onnxprune.select.problem import QuadraticTerm
 from onnxprune.select.rankings import (
-    LASSO_METHODS,
+    PRICED_METHODS,
+    STATISTICS_METHODS,
     LassoSettings,
     contribution_terms,
+    elimination_rankings,
     lasso_rankings,
     score_rankings,
 )
@@ -54,17 +57,21 @@ def rank(
     statistics: Mapping[str, LayerStatistics] | None = None,
     features: Mapping[str, npt.NDArray[np.float32]] | None = None,
     classes: IntArray | None = None,
+    importance: Mapping[str, FloatArray] | None = None,
     seed: int = 0,
 ) -> list[Ranking]:
     """Rank the units of every group by a method.
 
-    The lasso methods need ``statistics``; with ``features`` and ``classes`` given, their data term is
-    the kernel one (HSIC), else the contribution one.
+    The lasso methods, ``obs`` and ``wanda`` need ``statistics``; with ``features`` and ``classes``
+    given, the lasso's data term is the kernel one (HSIC), else the contribution one. ``taylor`` needs
+    the ``importance`` of each group's units, by name.
     """
-    if method not in LASSO_METHODS:
-        return score_rankings(graph, groups, method, seed)
-    if statistics is None:
+    if method in STATISTICS_METHODS and statistics is None:
         raise UsageError(f"{method} needs statistics of the data", hint="profile the model first")
+    if method not in PRICED_METHODS or statistics is None:
+        return score_rankings(graph, groups, method, seed, statistics=statistics, importance=importance)
+    if method == "obs":
+        return elimination_rankings(groups, statistics)
     classwise = method != "lasso-ib"
     if features is not None and classes is not None:
         terms = {
@@ -78,8 +85,8 @@ def rank(
 def plan_within(
     graph: PruningGraph, rankings: Sequence[Ranking], goals: Sequence[Goal], limits: Limits, method: str
 ) -> Plan:
-    """The plan that meets every goal: by price of loss for the lasso, the same share for the baselines."""
-    even = method not in LASSO_METHODS
+    """The plan that meets every goal: by price of loss where losses compare, else the same share."""
+    even = method not in PRICED_METHODS
     return (allocate_evenly if even else allocate)(graph, rankings, goals, limits)
 
 

@@ -18,12 +18,13 @@ from onnxprune.errors import UsageError
 from onnxprune.select.penalties import Penalty, ProxMemory
 from onnxprune.select.problem import QuadraticTerm, class_major, norm, term_value
 
-_CURVATURE_DECAY = 0.95
-_CURVATURE_GROWTH = 1.5
+_CURVATURE_START = 0.5
+_CURVATURE_DECAY = 0.85
+_CURVATURE_GROWTH = 2.0
 _PROX_SHARE = 1.0
 _TIE_SHARE = 0.3
 _SINGLE_THREAD = 2**18
-_SINGLE_PRECISION = 2**16
+_SINGLE_PRECISION = 2**12
 _SINGLE_TOLERANCE = 1e-5
 
 
@@ -102,7 +103,8 @@ def _solve(
     if scale == 0.0:
         zero = torch.zeros_like(term.linear.t()).t()
         return Solution(zero, -term.linear, level, 0, 0.0, term.constant, True, ProxMemory())
-    working = (coefficients != 0).any(dim=1) | penalty.may_enter(-gradient, level)
+    working = (coefficients != 0).any(dim=1)
+    working |= _violators(penalty, gradient, level, working)
     iterations, distance = 0, 0.0
     memory = ProxMemory(None if start is None else start.memory.dual)
     while True:
@@ -119,7 +121,7 @@ def _solve(
             coefficients = torch.zeros_like(term.linear.t()).t()
             product = torch.zeros_like(coefficients.t()).t()
         gradient = product - term.linear
-        violators = penalty.may_enter(-gradient, level) & ~working
+        violators = _violators(penalty, gradient, level, working)
         if iterations >= max_iterations or not bool(violators.any()):
             break
         working |= violators
@@ -128,12 +130,20 @@ def _solve(
         distance = float(norm(penalty.distances(coefficients, gradient, level, memory)))
     optimality = distance / scale
     value = term_value(term, coefficients, product)
-    value += level * float(penalty.row_values(coefficients).sum())
+    value += level * float(penalty.row_values(coefficients.t().index_select(1, units).t()).sum())
     # Rounding in Q B alone can leave a few ulps per unit.
     slack = 64 * term.units * torch.finfo(gradient.dtype).eps
     return Solution(
         coefficients, gradient, level, iterations, optimality, value, optimality <= tolerance + slack, memory
     )
+
+
+def _violators(penalty: Penalty, gradient: Tensor, level: float, working: Tensor) -> Tensor:
+    """Rows (p,) outside the working set, zero there, that the gradient may pull out of zero."""
+    violators = torch.zeros_like(working)
+    outside = (~working).nonzero()[:, 0]
+    violators[outside] = penalty.may_enter(-gradient.t().index_select(1, outside).t(), level)
+    return violators
 
 
 class _Descent:
@@ -159,7 +169,9 @@ class _Descent:
             and term.linear.numel() >= _SINGLE_PRECISION
             and tolerance >= _SINGLE_TOLERANCE
         )
-        self._curvature = max(term.lipschitz(), torch.finfo(term.linear.dtype).tiny)
+        # Along the path of the iterates the curvature is well below its bound; steps test it.
+        bound = term.lipschitz()
+        self._curvature = max(_CURVATURE_START * bound, torch.finfo(term.linear.dtype).tiny)
 
     def run(self, start: Tensor, budget: int) -> Tensor:
         """Descend from ``start`` (w, C) for at most ``budget`` steps."""

@@ -197,3 +197,24 @@ def test_weights_that_make_no_sense_are_refused() -> None:
         with pytest.raises(UsageError) as caught:
             build()
         assert caught.value.hint
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 24), st.floats(0.05, 1.0), st.integers(0, 10**6))
+def test_matchings_share_no_class_and_are_few(classes: int, share: float, seed: int) -> None:
+    """Never more than a greedy colouring; for a complete graph not many more than its degree."""
+    rng = np.random.default_rng(seed)
+    r = np.triu(np.where(rng.random((classes, classes)) < share, 0.9, 0.0), 1)
+    graph = ClassGraph.from_correlation(r + r.T + np.eye(classes), max_degree=None)
+    penalty = GraphPenalty(graph)
+    penalty.prox(torch.zeros(1, classes, dtype=torch.float64), 1.0)
+    (fusion,) = penalty._fusions.values()
+    found = []
+    for matching in fusion.matchings:
+        ends = matching.ends.tolist()
+        assert len(set(ends)) == len(ends)
+        found += list(zip(ends[: matching.size], ends[matching.size :], strict=True))
+    assert sorted(found) == sorted(map(tuple, graph.edges.tolist()))
+    degree = int(np.bincount(graph.edges.ravel(), minlength=1).max())
+    complete = len(graph.edges) == classes * (classes - 1) // 2
+    assert len(fusion.matchings) <= (1.2 * classes if complete else max(2 * degree - 1, 0))

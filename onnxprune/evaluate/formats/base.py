@@ -40,9 +40,11 @@ class Source(ABC):
     """A data set as it lies on disk or in memory: ``len`` samples, read by index.
 
     ``labels`` (n,) are class indices, or None. ``warnings`` are remarks for the report.
+    ``class_names`` are those of classes 0, 1, ... where the data names them.
     """
 
     format: str = ""
+    class_names: tuple[str, ...] = ()
 
     def __init__(self, name: str, labels: IntArray | None, warnings: tuple[str, ...] = ()) -> None:
         """Name it as the user did; ``labels`` (n,) or None."""

@@ -88,7 +88,9 @@ def _from_classes(classes: list[Path], name: str) -> Source:
     warnings: tuple[str, ...] = ()
     if not numbered:
         warnings = (f"classes are numbered by the sorted names of the folders: 0 is '{names[0]}'",)
-    return ImageFiles(name, "class folders", files, np.array(labels, dtype=np.int64), warnings)
+    source = ImageFiles(name, "class folders", files, np.array(labels, dtype=np.int64), warnings)
+    source.class_names = () if numbered else tuple(names)
+    return source
 
 
 def _from_csv(folder: Path, name: str, split: str | None) -> Source:
