@@ -17,7 +17,7 @@ from torch import Tensor
 from onnxprune.recover.fit import Fit, Ridge, Sums
 from onnxprune.recover.rows import Response, Rows
 
-STEPS = 8
+STEPS = 5
 
 
 def fit_clipped(
