@@ -9,6 +9,7 @@ import onnx
 from onnxprune.errors import ModelError
 from onnxprune.graph.fold import captured, fold_constants, remove_dead, unique_name
 from onnxprune.graph.stored import fold_transposes, separate_stored
+from onnxprune.graph.unfuse import unfuse
 
 _CLONE = "::"
 
@@ -18,7 +19,8 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Names of inputs, outputs, values and (where they are unique) nodes stay, and so do opset imports,
     the IR version and all metadata; inner shapes that the file states are dropped, they would go
-    stale. IR 3 becomes IR 4, which may hold constants that aren't inputs.
+    stale. IR 3 becomes IR 4, which may hold constants that aren't inputs. Activation functions that
+    are fused into layers are nodes of their own again.
 
     Raises:
         ModelError: the model has no graph, or its nodes aren't in an order that can be run.
@@ -33,6 +35,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     if result.ir_version < 4:
         _unlist_initializers(graph)
         result.ir_version = 4
+    unfuse(result)
     fold_constants(result)
     _name_nodes(graph)
     _separate_constants(graph)
