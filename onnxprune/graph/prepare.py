@@ -10,6 +10,7 @@ from onnxprune.errors import ModelError
 from onnxprune.graph.fold import captured, fold_constants, remove_dead, unique_name
 from onnxprune.graph.sequences import split_sequences
 from onnxprune.graph.stored import fold_transposes, separate_stored
+from onnxprune.graph.unfuse import unfuse
 
 _CLONE = "::"
 
@@ -19,8 +20,9 @@ def prepare(model: onnx.ModelProto, *, in_place: bool = False) -> onnx.ModelProt
 
     Names of inputs, outputs, values and (where they are unique) nodes stay, and so do opset imports,
     the IR version and all metadata; inner shapes that the file states are dropped, they would go
-    stale. IR 3 becomes IR 4, which may hold constants that aren't inputs. With
-    ``in_place`` the model itself is changed and returned: no weight is copied.
+    stale. IR 3 becomes IR 4, which may hold constants that aren't inputs. Activation functions that
+    are fused into layers are nodes of their own again. With ``in_place`` the model itself is changed
+    and returned: no weight is copied.
 
     Raises:
         ModelError: the model has no graph, or its nodes aren't in an order that can be run.
@@ -37,6 +39,7 @@ def prepare(model: onnx.ModelProto, *, in_place: bool = False) -> onnx.ModelProt
     if result.ir_version < 4:
         _unlist_initializers(graph)
         result.ir_version = 4
+    unfuse(result)
     fold_constants(result)
     if split_sequences(result):
         fold_constants(result)

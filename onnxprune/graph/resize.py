@@ -358,6 +358,5 @@ _FAMILIES: dict[str, Callable[[onnx.NodeProto, Edits], None]] = {
 }
 _FUSED: dict[str, Callable[[onnx.NodeProto, Edits], None]] = {
     "Attention": _packed_attention,
-    "FusedConv": _conv,
     "MultiHeadAttention": _folded_attention,
 }

@@ -159,8 +159,11 @@ def _transposed(
 def without_rounding(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with activations left as they are where it quantizes and dequantizes them.
 
-    ``model`` itself where a quantized activation reaches an output. Constants stay as they are stored.
+    ``model`` itself where it has no quantizers, or a quantized activation reaches an output. Constants
+    stay as they are stored.
     """
+    if not any(is_quantizer(node) for node in model.graph.node):
+        return model
     result = without_initializers(model)
     result.graph.initializer.extend(model.graph.initializer)
     stored = stored_constants(model.graph)

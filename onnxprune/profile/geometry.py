@@ -110,8 +110,8 @@ def layer_geometry(graph: PruningGraph, layer: Layer) -> Geometry | None:
     """The geometry of a layer; None where its output is not rows @ matrix + a constant for each channel.
 
     That is so for a Gemm that transposes its input, multiplies by zero or adds a computed tensor, for
-    a ConvTranspose whose pads follow from a stated output, for an Einsum that is no MatMul, for fused
-    ops with an activation function behind them, and where a shape is unknown.
+    a ConvTranspose whose pads follow from a stated output, for an Einsum that is no MatMul, for an
+    Attention with its projection, and where a shape is unknown.
     """
     node = graph.node(layer.name)
     shape = graph.shapes.get(layer.input)

@@ -463,9 +463,6 @@ def _choices() -> list[Case]:
 
 def _fused() -> list[Case]:
     x, y, s, b = real(2, 3, 8), real(2, 3, 8), positive(8), real(8)
-    image, kernel = real(1, 4, 5, 5), real(6, 2, 3, 3)
-    shape: dict[str, Any] = {"group": 2, "pads": [1, 1, 1, 1]}
-    leaky = {"activation": "LeakyRelu", "activation_params": [0.2]}
 
     def case(op: str, *inputs: Array | None, **more: Any) -> Case:
         outputs, silent = more.pop("outputs", 1), more.pop("silent", ())
@@ -479,10 +476,6 @@ def _fused() -> list[Case]:
         case("QuickGelu", x, alpha=1.3),
         case("FusedMatMul", real(2, 4, 3), real(2, 5, 4), transA=1, transB=1, alpha=0.3),
         case("FusedMatMul", real(4, 2, 3), real(4, 2, 3), transBatchA=1, transBatchB=1, transB=1),
-        case("FusedConv", image, kernel, real(6), activation="Relu", **shape),
-        case("FusedConv", image, kernel, None, real(1, 6, 5, 5), activation="Relu", **shape),
-        case("FusedConv", image, kernel, real(6), **leaky, **shape),
-        case("FusedGemm", real(3, 4), real(5, 4), real(5), activation="Relu", transB=1, alpha=0.5),
         case("SkipLayerNormalization", x, y, s, b, real(8)),
         case("SkipLayerNormalization", x, y, s, b, outputs=4, silent=(1, 2)),
         case("SkipSimplifiedLayerNormalization", x, y, s, real(8), epsilon=1e-5),

@@ -4,28 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.graph.fused import DOMAIN
 from onnxprune.graph.labels import Labels
 from onnxprune.graph.ops.context import Context
-from onnxprune.graph.ops.elementwise import combine
 from onnxprune.graph.ops.registry import NoRule, rule
 from onnxprune.graph.structure import IntArray
 
 
 @rule("Conv", "ConvTranspose")
 def convolution(ctx: Context) -> None:
-    """Emit the labels of the output channels."""
-    ctx.emit(0, convolve(ctx))
-
-
-@rule("FusedConv", domain=DOMAIN)
-def fused_convolution(ctx: Context) -> None:
-    """A Conv to which an activation is added, before both pass an activation function."""
-    labels = convolve(ctx)
-    ctx.emit(0, combine(ctx, [3], labels) if ctx.has(3) else labels)
-
-
-def convolve(ctx: Context) -> Labels:
     """Consume the input's channels on the weight's input axis; start an atom for each output channel.
 
     Depthwise, output j carries on input channel j // multiplier. With other groups, channel p of
@@ -64,7 +50,7 @@ def convolve(ctx: Context) -> Labels:
         groups=groups,
         ids=(incoming, outgoing),
     )
-    return Labels.along(out_shape, 1, outgoing)
+    ctx.emit(0, Labels.along(out_shape, 1, outgoing))
 
 
 def _couple_groups(ctx: Context, incoming: IntArray, groups: int) -> IntArray:

@@ -13,7 +13,6 @@ from onnxprune.graph.structure import IntArray
 
 
 @rule("Gemm")
-@rule("FusedGemm", domain=DOMAIN)
 def gemm(ctx: Context) -> None:
     """Y = alpha A' B' + beta C: consume A's columns on B, start an atom for each column of Y."""
     if not ctx.is_constant(1):

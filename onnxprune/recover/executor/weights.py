@@ -19,8 +19,6 @@ _LAYERS: Final[Mapping[str, tuple[int, ...]]] = {
     "ConvTranspose": (1, 2),
     "Gemm": (0, 1, 2),
     "MatMul": (0, 1),
-    "FusedConv": (1, 2),
-    "FusedGemm": (0, 1, 2),
     "FusedMatMul": (0, 1),
     "Attention": (1, 2),
     "Einsum": (0, 1),

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from onnxprune.graph.prepare import prepare
 from onnxprune.graph.rewrite import rewrite
 from onnxprune.profile.cost import CostModel, count
 from onnxprune.profile.geometry import layer_geometry
@@ -14,7 +15,7 @@ from onnxprune.progress import SilentProgress
 from onnxprune.recover.closed_form import recover
 from tests.graph.oracle import exact, reasons, units_at
 from tests.model_builder import Builder
-from tests.plain import samples
+from tests.plain import run, samples
 from tests.strategies import random_plan
 
 DOMAIN = "com.microsoft"
@@ -72,29 +73,48 @@ def test_a_norm_over_channels_pins_and_what_follows_is_known(op: str) -> None:
     assert "it normalises over channels" in reasons(graph)
 
 
-@pytest.mark.parametrize("groups", [1, 2, 6])
+FUNCTIONS: list[tuple[str, list[float]]] = [
+    ("", []), ("Relu", []), ("LeakyRelu", [0.2]), ("Clip", [-0.1, 0.4]), ("HardSigmoid", [0.3, 0.4]),
+    ("Sigmoid", []), ("Tanh", []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("function", "parameters"), FUNCTIONS)
 @pytest.mark.parametrize("added", [False, True])
-def test_a_conv_with_an_activation_behind_it(groups: int, added: bool) -> None:
-    b = Builder()
+@pytest.mark.parametrize("opset", [10, 17])
+def test_an_activation_is_taken_out_of_a_conv(
+    function: str, parameters: list[float], added: bool, opset: int
+) -> None:
+    b = Builder(opset=opset)
     x = b.conv(b.input((1, 3, 5, 5)), 6, 3)
-    inputs = [x, b.weight(6, 6 // groups, 3, 3), b.weight(6)]
-    inputs += [x] if added else []
-    y = fused(b, "FusedConv", inputs, 1, 6, 5, 5, activation="Relu", pads=[1] * 4, group=groups)
-    depthwise = groups == 6
-    units = [6] if depthwise or (added and groups == 1) else [3, 3] if groups == 2 and not added else None
+    inputs = [x, b.weight(6, 3, 3, 3), b.weight(6), *([x] if added else [])]
+    stated = {"activation": function} if function else {}
+    given = {"activation_params": parameters} if parameters else {}
+    y = fused(b, "FusedConv", inputs, 1, 6, 5, 5, pads=[1] * 4, group=2, **stated, **given)
     built = model(b, b.conv(y, 2))
-    graph = exact(built, plans=4)
-    if units is None:
-        units = [3] if added else [6, 6]
-    check_cost(built, units)
-    assert depthwise or layer_geometry(graph, graph.layers[1]) is None
+    kinds = [node.op_type for node in prepare(built).graph.node]
+    assert kinds == ["Conv", "Conv", *(["Add"] if added else []), *([function] if function else []), "Conv"]
+    same_results(built)
+    check_cost(built, [3] if added else [3, 3])
 
 
-def test_a_gemm_with_an_activation_behind_it() -> None:
+def test_an_activation_is_taken_out_of_a_gemm() -> None:
     b = Builder()
     x = b.gemm(b.input((1, 5)), 6)
-    y = fused(b, "FusedGemm", [x, b.weight(4, 6), b.weight(4)], 1, 4, activation="Relu", transB=1)
-    check_cost(model(b, b.gemm(y, 2)), [6, 4])
+    inputs = [x, b.weight(4, 6), b.weight(4)]
+    stated = {"activation": "LeakyRelu", "activation_alpha": 0.3}
+    y = fused(b, "FusedGemm", inputs, 1, 4, transB=1, alpha=0.5, **stated)
+    built = model(b, b.gemm(y, 2))
+    assert [node.op_type for node in prepare(built).graph.node] == ["Gemm", "Gemm", "LeakyRelu", "Gemm"]
+    same_results(built)
+    check_cost(built, [6, 4])
+
+
+def same_results(built: onnx.ModelProto) -> None:
+    """What the file computes, taking it apart did not change."""
+    name, feeds = built.graph.output[0].name, {"x": samples(built, 1)}
+    one, two = (run(entry, feeds, [name])[name] for entry in (built, prepare(built)))
+    np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("turned", [0, 1])

@@ -7,8 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onnxprune.recover.executor.ops.attention import attend, fold_heads, split_heads
-from onnxprune.recover.executor.ops.convolution import conv
-from onnxprune.recover.executor.ops.linear import gemm
 from onnxprune.recover.executor.registry import Call, Result, op
 
 _DOMAIN = "com.microsoft"
@@ -36,43 +34,6 @@ def fast_gelu(call: Call, x: Tensor, bias: Tensor | None = None) -> Tensor:
 def quick_gelu(call: Call, x: Tensor) -> Tensor:
     """The input times the sigmoid of alpha x."""
     return x * torch.sigmoid(call.number("alpha", 1.702) * x)
-
-
-@op("FusedConv", domain=_DOMAIN)
-def fused_conv(
-    call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None, addend: Tensor | None = None
-) -> Tensor:
-    """A Conv, a sum, and an activation function."""
-    result = conv(call, x, weight, bias)
-    return _activated(call, result if addend is None else result + addend)
-
-
-@op("FusedGemm", domain=_DOMAIN)
-def fused_gemm(call: Call, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
-    """A Gemm and an activation function."""
-    return _activated(call, gemm(call, a, b, c))
-
-
-def _activated(call: Call, x: Tensor) -> Tensor:
-    kind = call.text("activation", "")
-    stated = [float(value) for value in call.get("activation_params") or ()]
-    match kind:
-        case "":
-            return x
-        case "Relu":
-            return F.relu(x)
-        case "LeakyRelu":
-            return F.leaky_relu(x, stated[0] if stated else call.number("activation_alpha", 0.01))
-        case "Sigmoid":
-            return torch.sigmoid(x)
-        case "Tanh":
-            return torch.tanh(x)
-        case "Clip" if len(stated) == 2:
-            return x.clamp(*stated)
-        case "HardSigmoid" if len(stated) == 2:
-            return (stated[0] * x + stated[1]).clamp(0, 1)
-        case _:
-            raise call.unsupported(f"its activation function is {kind}")
 
 
 @op("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=_DOMAIN)
