@@ -42,10 +42,10 @@ from onnxprune.recover.fit import Sums, fit_matrix
 from onnxprune.recover.rows import Response, Rows
 from onnxprune.recover.walker import Walker
 
-ROWS = (8_192, 65_536)
+ROWS = (16_384, 65_536)
 """Fewest and most rows aimed at for a layer."""
 
-ROWS_PER_COLUMN = 64
+ROWS_PER_COLUMN = 128
 """Rows aimed at for each column of a layer's rows, between those bounds."""
 
 _ROW_BYTES = 1 << 30
