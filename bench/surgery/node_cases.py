@@ -8,6 +8,7 @@ can't run in the original are still written, and must not raise an untyped error
 from __future__ import annotations
 
 import argparse
+import re
 import tempfile
 import warnings
 from collections import Counter
@@ -109,4 +110,4 @@ def run(options: argparse.Namespace, say: Say) -> int:
 
 def reason(found: str) -> str:
     """A refusal without the names of the case."""
-    return found.removeprefix(REFUSED).split("'")[0].split(":")[0].strip()
+    return re.sub(r"'[^']*'", "...", found.removeprefix(REFUSED)).split(":")[0].strip()
