@@ -15,6 +15,7 @@ from onnxprune.evaluate.preprocess import preprocess_of
 from onnxprune.evaluate.sampling import calibration_indices
 from onnxprune.graph.structure import IntArray
 from onnxprune.graph.weights import FloatArray
+from onnxprune.profile.providers import algebra_device
 from onnxprune.profile.session import Session, open_session
 from onnxprune.progress import Progress
 from onnxprune.select.classes import ClassTree, class_correlation, coarsen
@@ -64,6 +65,8 @@ def open_calibration(model: onnx.ModelProto, config: CompressConfig, progress: P
         warnings.append(
             f"the data has {len(samples)} samples to calibrate on, fewer than {config.calibration}"
         )
+    if session.provider != algebra_device(session.provider).type:
+        warnings.append("the installed torch can't use the GPU: only the models run on it")
     scores = predict(session, samples, progress=progress)
     labels = samples.labels
     if labels is None:

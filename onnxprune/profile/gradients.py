@@ -20,6 +20,7 @@ from onnxprune.evaluate.datasets import Dataset
 from onnxprune.evaluate.metrics import check_labels, scores_output
 from onnxprune.graph.structure import FIXED, Group, Layer, PruningGraph
 from onnxprune.graph.weights import FloatArray
+from onnxprune.profile.providers import algebra_device
 from onnxprune.profile.session import open_session
 from onnxprune.progress import Progress
 from onnxprune.recover.executor import Executor
@@ -48,7 +49,9 @@ def collect_importance(
     session = open_session(graph.model, provider=provider, threads=threads)
     scores, size = scores_output(session), session.batch or BATCH
     readers = [graph.layer(name) for name in dict.fromkeys(n for group in groups for n in group.consumers)]
-    network = _network(graph.model, [layer.weight for layer in readers], scores, session.provider)
+    network = _network(
+        graph.model, [layer.weight for layer in readers], scores, algebra_device(session.provider)
+    )
     total, batches = np.zeros(graph.unit_count), 0
     with progress.stage("gradients", len(dataset)) as stage:
         for batch in dataset.batches(size):
@@ -68,8 +71,7 @@ def collect_importance(
     return {group.name: total[group.units] / max(batches, 1) for group in groups}
 
 
-def _network(model: onnx.ModelProto, weights: Sequence[str], scores: str, provider: str) -> Executor:
-    device = "cuda" if provider == "cuda" else "cpu"
+def _network(model: onnx.ModelProto, weights: Sequence[str], scores: str, device: torch.device) -> Executor:
     try:
         return Executor(model, trainable=weights, outputs=[scores], device=device)
     except ModelError as error:

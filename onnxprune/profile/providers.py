@@ -6,11 +6,14 @@ import contextlib
 import ctypes
 import io
 import sys
-from typing import Final, Literal, cast
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 import onnxruntime as ort
 
 from onnxprune.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 Provider = Literal["cpu", "cuda"]
 ProviderChoice = Literal["auto", "cpu", "cuda"]
@@ -64,6 +67,13 @@ def choose_provider(choice: str) -> Provider:
     if choice == "cuda":
         raise UsageError(f"provider cuda can't be used: {obstacle}", hint=NO_CUDA_HINT)
     return "cpu"
+
+
+def algebra_device(provider: Provider) -> torch.device:
+    """Where the algebra beside a session on ``provider`` runs: on its GPU, where torch can use one too."""
+    import torch
+
+    return torch.device("cuda" if provider == "cuda" and torch.cuda.is_available() else "cpu")
 
 
 def check_provider(asked: Provider, session: ort.InferenceSession) -> None:

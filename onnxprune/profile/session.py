@@ -17,6 +17,7 @@ from onnxprune.graph.extract import extract
 from onnxprune.profile.providers import (
     EXECUTION_PROVIDERS,
     Provider,
+    algebra_device,
     check_provider,
     choose_provider,
 )
@@ -104,7 +105,7 @@ class Session:
         return self._batched(array, lambda chunk: self.run({self.input.name: chunk}), np.concatenate)
 
     def run_torch(self, array: Array) -> dict[str, torch.Tensor]:
-        """As `run_batched`, with the outputs as torch tensors on the session's device.
+        """As `run_batched`, with the outputs as torch tensors on `algebra_device`.
 
         On CUDA the outputs stay in device memory (I/O binding, handed over through DLPack).
         """
@@ -117,7 +118,7 @@ class Session:
         from torch.utils.dlpack import from_dlpack
 
         name = self.input.name
-        if self.provider == "cpu":
+        if algebra_device(self.provider).type == "cpu":
             outputs = self.run({name: chunk})
             return {key: torch.from_numpy(_writable(value)) for key, value in outputs.items()}
         self._check({name: chunk})

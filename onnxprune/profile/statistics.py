@@ -20,6 +20,7 @@ from onnxprune.graph.structure import FIXED, IntArray, Layer, PruningGraph
 from onnxprune.graph.units import is_depthwise
 from onnxprune.graph.weights import Constants, FloatArray, read_bias, read_matrix
 from onnxprune.profile.geometry import Geometry, choose_positions, layer_geometry
+from onnxprune.profile.providers import algebra_device
 from onnxprune.profile.session import open_session
 from onnxprune.progress import Progress
 
@@ -151,7 +152,7 @@ def collect_statistics(
                 dict.fromkeys(name for layer, _ in chosen for name in (layer.input, targets.of(layer).tensor))
             )
             session = open_session(graph.model, provider=provider, threads=threads, outputs=taps)
-            device = torch.device("cuda" if session.provider == "cuda" else "cpu")
+            device = algebra_device(session.provider)
             running = [
                 _start(layer, geometry, targets.of(layer), constants, int(classes.max()) + 1, device)
                 for layer, geometry in chosen

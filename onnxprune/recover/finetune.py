@@ -23,7 +23,7 @@ from torch import Tensor
 from onnxprune.errors import DataError, UsageError
 from onnxprune.evaluate.datasets import Batch, Dataset
 from onnxprune.evaluate.metrics import scores_output
-from onnxprune.profile.providers import choose_provider
+from onnxprune.profile.providers import algebra_device, choose_provider
 from onnxprune.profile.session import open_session
 from onnxprune.progress import Progress, SilentProgress, Stage
 from onnxprune.recover.executor import Executor
@@ -163,7 +163,7 @@ def finetune(
     if len(dataset) < HELD_OUT:
         raise DataError(f"{len(dataset)} samples are too few to fine-tune on", hint="give some hundred")
     # A GPU takes a batch as a whole.
-    shares = 1 if choose_provider(provider) == "cuda" else settings.batch_size
+    shares = 1 if algebra_device(choose_provider(provider)).type == "cuda" else settings.batch_size
     with Workers(threads, shares) as workers:
         run = _Run(original, pruned, dataset, settings, joins, provider, workers, seed)
         return run.train(checkpoint, progress)
@@ -189,7 +189,7 @@ class _Run:
         start = partial(open_session, original, provider=provider, threads=workers.kernel_threads)
         session = start()
         scores = scores_output(session)
-        self.processes: Processes = join_processes(session.provider == "cuda")
+        self.processes: Processes = join_processes(algebra_device(session.provider).type == "cuda")
         self.device = self.processes.device
         student = Executor(pruned, outputs=[scores, *taps], device=self.device)
         if not student.weights:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from onnxprune.graph.extract import extract
 from onnxprune.graph.fold import captured
-from onnxprune.profile.providers import choose_provider
+from onnxprune.profile.providers import algebra_device, choose_provider
 from onnxprune.profile.session import Session, open_session
 
 Array = npt.NDArray[np.generic]
@@ -69,7 +69,7 @@ class Walker:
     @property
     def device(self) -> torch.device:
         """Where the algebra on this walker's activations should run."""
-        return torch.device("cuda" if choose_provider(self._provider) == "cuda" else "cpu")
+        return algebra_device(choose_provider(self._provider))
 
     def advance(self, name: str) -> None:
         """Run every node before the one of that name; keep what it and later nodes read."""

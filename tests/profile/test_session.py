@@ -328,8 +328,9 @@ def test_a_device_whose_libraries_are_missing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_on_cuda_outputs_are_bound_to_the_device() -> None:
+def test_on_cuda_outputs_are_bound_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The binding itself, on a stand-in for a CUDA session: inputs from the host, outputs to the device."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     bound: list[tuple[str, str]] = []
 
     class Binding:
@@ -360,3 +361,21 @@ def test_on_cuda_outputs_are_bound_to_the_device() -> None:
     assert bound == [("input", "host"), ("scores", "cuda"), ("", "synchronized")]
     assert len(ran) == 1
     np.testing.assert_allclose(tensors["scores"].numpy(), INPUTS.sum(axis=(2, 3)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("usable", (False, True))
+def test_the_algebra_stays_on_the_cpu_where_torch_has_no_gpu(
+    usable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: usable)
+    assert providers.algebra_device("cuda").type == ("cuda" if usable else "cpu")
+    assert providers.algebra_device("cpu").type == "cpu"
+
+
+def test_a_gpu_that_torch_cannot_use_gives_tensors_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_session(classifier(), provider="cpu", threads=1)
+    expected = opened.run({"input": INPUTS})["scores"]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    opened.provider = "cuda"
+    scores = opened.run_torch(INPUTS)["scores"]
+    assert scores.device.type == "cpu" and np.array_equal(scores.numpy(), expected)
