@@ -97,14 +97,22 @@ def _same(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | None:
     return inputs[0] if _attributes(node).get("to", wanted) == wanted else None
 
 
-def _arithmetic(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | None:
+def _broadcast(inputs: Sequence[Sizes | None]) -> tuple[Sizes, Sizes] | None:
+    """Two operands in the shape of their result; None where one is unknown."""
     left, right = inputs[0], inputs[1]
     if left is None or right is None:
         return None
-    left, right = np.broadcast_arrays(left, right)
-    result = np.empty(left.shape, np.object_)
-    for index in np.ndindex(left.shape):
-        a, b = left[index], right[index]
+    one, other = np.broadcast_arrays(left, right)
+    return one, other
+
+
+def _arithmetic(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | None:
+    pairs = _broadcast(inputs)
+    if pairs is None:
+        return None
+    result = np.empty(pairs[0].shape, np.object_)
+    for index in np.ndindex(result.shape):
+        a, b = (side[index] for side in pairs)
         if isinstance(a, int) and isinstance(b, int):
             if node.op_type == "Div":
                 if a < 0 or b <= 0:
@@ -120,13 +128,12 @@ def _arithmetic(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes |
 
 
 def _equal(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | None:
-    left, right = inputs[0], inputs[1]
-    if left is None or right is None:
+    pairs = _broadcast(inputs)
+    if pairs is None:
         return None
-    left, right = np.broadcast_arrays(left, right)
-    result = np.empty(left.shape, np.object_)
-    for index in np.ndindex(left.shape):
-        a, b = left[index], right[index]
+    result = np.empty(pairs[0].shape, np.object_)
+    for index in np.ndindex(result.shape):
+        a, b = (side[index] for side in pairs)
         known = (isinstance(a, int) and isinstance(b, int)) or a == b
         # A size, whatever it is, is not negative.
         if not known and not any(isinstance(size, int) and size < 0 for size in (a, b)):

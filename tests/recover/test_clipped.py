@@ -40,14 +40,17 @@ def problem(
     ]
 
 
+def at_target(response: Response, rows: Rows, matrix: Array) -> Array:
+    values = np.einsum("grd,gdo->gro", rows.inputs.numpy(), matrix)
+    values = values * response.scale.numpy() + response.shift.numpy()
+    return np.asarray(values if rows.shortcut is None else values + rows.shortcut.numpy())
+
+
 def clipped_error(response: Response, parts: list[Rows], matrix: Array) -> float:
     """The mean over rows, channels summed, written down plainly in numpy."""
     total, count = 0.0, 0
     for rows in parts:
-        values = np.einsum("grd,gdo->gro", rows.inputs.numpy(), matrix)
-        values = values * response.scale.numpy() + response.shift.numpy()
-        if rows.shortcut is not None:
-            values = values + rows.shortcut.numpy()
+        values = at_target(response, rows, matrix)
         low, high = response.clip.lower, response.clip.upper
         total += float(((np.clip(values, low, high) - np.clip(rows.goal.numpy(), low, high)) ** 2).sum())
         count += values.shape[1]
@@ -58,10 +61,7 @@ def distance(response: Response, parts: list[Rows], matrix: Array) -> float:
     """The mean squared distance to values that look like the goals, written down plainly in numpy."""
     total, count = 0.0, 0
     for rows in parts:
-        values = np.einsum("grd,gdo->gro", rows.inputs.numpy(), matrix)
-        values = values * response.scale.numpy() + response.shift.numpy()
-        if rows.shortcut is not None:
-            values = values + rows.shortcut.numpy()
+        values = at_target(response, rows, matrix)
         goal, low, high = rows.goal.numpy(), response.clip.lower, response.clip.upper
         alike = ((goal <= low) & (values <= low)) | ((goal >= high) & (values >= high))
         bound = np.clip(goal, low, high)
