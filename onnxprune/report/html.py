@@ -89,9 +89,13 @@ def _class_drawings(classes: ClassStructure | None) -> list[dict[str, Any]]:
         return []
     drawings = []
     if classes.merges:
-        drawings.append({"title": "Tree of classes", "svg": svg.class_tree(classes.names, classes.merges)})
+        about = "Classes that the layers' outputs treat alike join early: far to the right."
+        tree = svg.class_tree(classes.names, classes.merges)
+        drawings.append({"title": "Tree of classes", "about": about, "svg": tree})
     if classes.edges:
-        drawings.append({"title": "Graph of classes", "svg": svg.class_graph(classes.names, classes.edges)})
+        about = "Lines join classes whose mean outputs correlate: blue where they do so positively, red negatively."
+        graph = svg.class_graph(classes.names, classes.edges)
+        drawings.append({"title": "Graph of classes", "about": about, "svg": graph})
     return [{**drawing, "svg": Markup(drawing["svg"])} for drawing in drawings]
 
 
