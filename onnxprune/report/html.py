@@ -93,7 +93,7 @@ def _class_drawings(classes: ClassStructure | None) -> list[dict[str, Any]]:
         tree = svg.class_tree(classes.names, classes.merges)
         drawings.append({"title": "Tree of classes", "about": about, "svg": tree})
     if classes.edges:
-        about = "Lines join classes whose mean outputs correlate: blue where they do so positively, red negatively."
+        about = "Lines join classes whose mean outputs correlate: blue positively, red negatively."
         graph = svg.class_graph(classes.names, classes.edges)
         drawings.append({"title": "Graph of classes", "about": about, "svg": graph})
     return [{**drawing, "svg": Markup(drawing["svg"])} for drawing in drawings]
