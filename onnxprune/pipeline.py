@@ -183,7 +183,8 @@ def select(
 ) -> Plan:
     """The plan that brings ``graph`` down to a share ``budget`` of its MACs; see `rank`.
 
-    ``statistics`` are those of `collect_statistics`; baselines need none.
+    ``statistics`` are those of `collect_statistics`; the lasso methods, obs and wanda need them, taylor
+    can't be used here.
     """
     groups = _groups(graph, CompressConfig(model=graph.model))
     rankings = rank(graph, groups, method, statistics=statistics, seed=seed)

@@ -8,6 +8,7 @@ from functools import partial
 
 from onnxprune.calibration import labelled, open_calibration
 from onnxprune.config import CompressConfig
+from onnxprune.errors import UsageError
 from onnxprune.evaluate.metrics import evaluate_against
 from onnxprune.graph.analysis import analyze_graph
 from onnxprune.graph.plan import Plan, keep_all
@@ -43,6 +44,8 @@ def analyze(config: CompressConfig, *, progress: Progress | None = None) -> Anal
     Units go in the order of ``config.method``. Also reports the class tree and graph that the schemes
     use, from what the last layer with prunable inputs gives each class.
     """
+    if config.method == "taylor":
+        raise UsageError("analyze can't rank by taylor", hint="take another --method")
     progress = progress or SilentProgress()
     start = time.perf_counter()
     source = load(as_source(config.model))

@@ -71,18 +71,22 @@ class Targets:
         tensor = layer.output
         shape = self._graph.shapes[tensor]
         affine = Affine.identity(shape[layer.channel_axis])
+        end, levels = (tensor, affine), False  # levels: the tensor holds the integers of a quantizer
         while tensor not in self._outputs and len(self._readers[tensor]) == 1:
             node = self._readers[tensor][0]
             step = affine_step(self._constants, node, tensor, layer.channel_axis, len(shape))
             if step is not None and self._graph.shapes.get(node.output[0]) == shape:
                 affine = affine.then(*step, node.name)
                 tensor = node.output[0]
+                levels = node.op_type == "QuantizeLinear" or (levels and node.op_type != "DequantizeLinear")
+                if not levels:
+                    end = tensor, affine
                 continue
-            shortcut = self._shortcut(node, tensor, self._number[layer.output])
+            shortcut = None if levels else self._shortcut(node, tensor, self._number[layer.output])
             if shortcut is not None:
                 return Target(node.output[0], affine, shortcut, self._clip(node.output[0]))
             break
-        return Target(tensor, affine, clip=self._clip(tensor))
+        return Target(*end, clip=self._clip(end[0]))
 
     def _clip(self, tensor: str) -> Clip:
         """The smallest interval that holds all that the readers of ``tensor`` see of it."""
@@ -114,9 +118,10 @@ def _clip_of(constants: Constants, node: onnx.NodeProto, tensor: str) -> Clip:
             bounds = [given.get("min", -math.inf), given.get("max", math.inf)]
             for index, name in enumerate(node.input[1:3]):
                 if name:
-                    if name not in constants:
+                    value = constants.read(name) if name in constants else None
+                    if value is None or value.size != 1:
                         return Clip()
-                    bounds[index] = constants.read(name).item()
+                    bounds[index] = value.item()
             return Clip(*map(float, bounds))
         case "HardSwish":
             return Clip(lower=-3.0)

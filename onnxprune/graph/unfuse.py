@@ -36,20 +36,23 @@ def unfuse(model: onnx.ModelProto) -> None:
     graph, opset = model.graph, standard_opset(model)
     taken = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     taken.update(name for node in graph.node for name in (node.name, *node.output))
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
     nodes = list(graph.node)
     del graph.node[:]
     for node in nodes:
         parts = _parts(node, taken)
         if parts[-1].op_type == "Clip" and opset >= _CLIP_BY_INPUTS and parts[-1] is not node:
-            _state_by_inputs(parts[-1], graph, taken)
+            kind = kinds.get(node.input[1], onnx.TensorProto.FLOAT)
+            _state_by_inputs(parts[-1], graph, taken, kind)
         graph.node.extend(parts)
 
 
-def _state_by_inputs(node: onnx.NodeProto, graph: onnx.GraphProto, taken: set[str]) -> None:
-    """Give a Clip its bounds as inputs."""
+def _state_by_inputs(node: onnx.NodeProto, graph: onnx.GraphProto, taken: set[str], kind: int) -> None:
+    """Give a Clip its bounds as inputs of the element type ``kind``."""
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
     for entry in node.attribute:
         name = unique_name(f"{node.name}_{entry.name}", taken)
-        graph.initializer.append(numpy_helper.from_array(np.asarray(entry.f, np.float32), name))
+        graph.initializer.append(numpy_helper.from_array(np.asarray(entry.f, dtype), name))
         node.input.append(name)
     del node.attribute[:]
 

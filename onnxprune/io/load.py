@@ -180,8 +180,9 @@ def _check_supported(model: onnx.ModelProto) -> None:
         blocked = node.op_type in ("DequantizeLinear", "QuantizeLinear") and block > 0
         if node.op_type in REFUSED_OPS or blocked:
             kind = "block-quantized weights" if blocked else f"the quantized operator {node.op_type}"
+            name = node.name or next(iter(node.output), node.op_type)
             raise ModelError(
-                f"node {node.name or node.output[0]!r} has {kind}, which can't be pruned",
+                f"node {name!r} has {kind}, which can't be pruned",
                 hint="prune the float model first and quantize the result; the QDQ form is read too",
             )
 

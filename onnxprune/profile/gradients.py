@@ -19,7 +19,7 @@ from onnxprune.errors import ModelError
 from onnxprune.evaluate.datasets import Dataset
 from onnxprune.evaluate.metrics import check_labels, scores_output
 from onnxprune.graph.structure import FIXED, Group, Layer, PruningGraph
-from onnxprune.graph.weights import FloatArray
+from onnxprune.graph.weights import Constants, FloatArray
 from onnxprune.profile.providers import algebra_device
 from onnxprune.profile.session import open_session
 from onnxprune.progress import Progress
@@ -49,6 +49,12 @@ def collect_importance(
     session = open_session(graph.model, provider=provider, threads=threads)
     scores, size = scores_output(session), session.batch or BATCH
     readers = [graph.layer(name) for name in dict.fromkeys(n for group in groups for n in group.consumers)]
+    constants = Constants(graph.model)
+    if any(constants.quantized(layer.weight) for layer in readers):
+        raise ModelError(
+            "taylor needs gradients by the weights, and some are stored quantized",
+            hint="take another --method",
+        )
     network = _network(
         graph.model, [layer.weight for layer in readers], scores, algebra_device(session.provider)
     )

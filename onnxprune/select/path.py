@@ -127,7 +127,7 @@ def _extrapolated(before: Solution | None, last: Solution | None, level: float) 
     Between two levels at which a row enters or entries tie, the path of l1 is a line in lambda, and
     that of the others close to one.
     """
-    if before is None or last is None:
+    if before is None or last is None or before.level == last.level:
         return last
     share = (last.level - level) / (before.level - last.level)
     ahead = last.coefficients + share * (last.coefficients - before.coefficients)

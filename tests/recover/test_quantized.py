@@ -63,6 +63,20 @@ def test_a_join_is_seen_through_quantizers_that_leave_room_below_zero(zero: int,
     assert (target.tensor, target.shortcut) == ((join, x) if joined else (graph.layers[1].output, None))
 
 
+def test_levels_that_several_nodes_read_are_no_target() -> None:
+    """Between a QuantizeLinear and its DequantizeLinears a tensor holds levels, which are no outputs."""
+    b = Builder()
+    x = b.conv(b.input((1, 3, 6, 6)), 4, 3)
+    levels = b.node("QuantizeLinear", [x, b.constant(np.float32(0.02)), b.constant(np.int8(3))])
+    values = []
+    for _ in range(2):
+        again = [levels, b.constant(np.float32(0.02)), b.constant(np.int8(3))]
+        values.append(b.shaped(b.node("DequantizeLinear", again), *b.shapes[x]))
+    graph = analyze_graph(b.model(b.conv(b.like("Add", b.relu(values[0]), values[1]), 3)))
+    target = Targets(graph).of(graph.layers[0])
+    assert (target.tensor, target.affine.chain, target.clip.clips) == (graph.layers[0].output, (), False)
+
+
 @pytest.mark.parametrize("axis", [None, 0])
 @pytest.mark.parametrize("kind", [np.int8, np.uint8])
 def test_what_is_written_is_read_on_the_nearest_levels(axis: int | None, kind: type) -> None:
