@@ -205,7 +205,7 @@ class _Run:
         raw = torch.cat(
             [
                 part
-                for batch in dataset.batches(_CHECK_BATCH, self.held_out)
+                for batch in self._judging_batches()
                 for part in workers.over(
                     len(batch.inputs), partial(_scores, Teacher(session, scores, ()), batch)
                 )
@@ -317,7 +317,23 @@ class _Run:
     def _held_out_logits(self, most: int | None = None) -> Tensor:
         """The averaged weights' logits on the held-out samples, or ``most`` of them: (n, C)."""
         with self._averaged():
-            return self.learner.logits(self.dataset.batches(_CHECK_BATCH, self.held_out[:most]))
+            return self.learner.logits(self._judging_batches(most))
+
+    def _judging_batches(self, most: int | None = None) -> Iterator[Batch]:
+        """The held-out samples, or ``most`` of them, each augmented once and for all.
+
+        Data that the original was trained on it knows by heart, and its answers there say little of others.
+        """
+        place = 0
+        for batch in self.dataset.batches(_CHECK_BATCH, self.held_out[:most]):
+            if self.augmentation is not None:
+                changed = [
+                    self.augmentation(image[None], np.random.default_rng([self.seed, 3, place + index]))
+                    for index, image in enumerate(batch.inputs)
+                ]
+                batch = replace(batch, inputs=np.concatenate(changed))
+            place += len(batch.inputs)
+            yield batch
 
     def _look(self, step: int, loss: float, rate: float) -> Check:
         """Judge the averaged weights on the held-out samples."""
