@@ -7,10 +7,43 @@ from collections.abc import Callable, Collection
 import onnx
 from onnx import helper
 
+from onnxprune.errors import ModelError
+
 DOMAIN = "com.microsoft"
 
 _STANDARD = ("", "ai.onnx")
 _CONTRACTIONS = {"FusedConv": "Conv", "FusedGemm": "Gemm", "FusedMatMul": "MatMul"}
+
+_REQUIRED = {
+    "Attention": (0, 1),
+    "BiasGelu": (0, 1),
+    "DequantizeLinear": (0, 1),
+    "EmbedLayerNormalization": (0, 2, 3, 5, 6),
+    "FastGelu": (0,),
+    "FusedConv": (0, 1),
+    "FusedGemm": (0, 1),
+    "FusedMatMul": (0, 1),
+    "Gelu": (0,),
+    "MultiHeadAttention": (0,),
+    "QuantizeLinear": (0, 1),
+    "QuickGelu": (0,),
+    "RotaryEmbedding": (0, 1, 2, 3),
+    "SkipLayerNormalization": (0, 1, 2),
+    "SkipSimplifiedLayerNormalization": (0, 1, 2),
+}
+"""Positions of the inputs that an op can't do without, by its schema in onnxruntime."""
+
+
+def check_inputs(node: onnx.NodeProto) -> None:
+    """Raise ModelError where a node of this domain lacks an input or its output: onnx checks none of them."""
+    if node.domain != DOMAIN or node.op_type not in _REQUIRED:
+        return
+    given = {place for place, name in enumerate(node.input) if name}
+    lacking = [place for place in _REQUIRED[node.op_type] if place not in given]
+    if lacking or not node.output or not node.output[0]:
+        what = f"input {lacking[0]}" if lacking else "its output"
+        name = node.name or next((entry for entry in node.output if entry), node.op_type)
+        raise ModelError(f"{node.op_type} node {name!r} lacks {what}", hint="export the model again")
 
 
 def contraction(node: onnx.NodeProto) -> str:

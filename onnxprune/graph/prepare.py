@@ -8,6 +8,7 @@ import onnx
 
 from onnxprune.errors import ModelError
 from onnxprune.graph.fold import captured, fold_constants, remove_dead, unique_name
+from onnxprune.graph.fused import check_inputs
 from onnxprune.graph.sequences import split_sequences
 from onnxprune.graph.stored import fold_transposes, separate_stored
 from onnxprune.graph.unfuse import unfuse
@@ -25,7 +26,8 @@ def prepare(model: onnx.ModelProto, *, in_place: bool = False) -> onnx.ModelProt
     and returned: no weight is copied.
 
     Raises:
-        ModelError: the model has no graph, or its nodes aren't in an order that can be run.
+        ModelError: the model has no graph, its nodes aren't in an order that can be run, or one of
+            onnxruntime's own lacks an input.
     """
     result = model
     if not in_place:
@@ -59,6 +61,7 @@ def _check_order(graph: onnx.GraphProto) -> None:
     known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     known.update(tensor.values.name for tensor in graph.sparse_initializer)
     for node in graph.node:
+        check_inputs(node)
         for name in node.input:
             if name and name not in known:
                 raise ModelError(

@@ -133,9 +133,7 @@ def _transposed(
     taken: set[str],
 ) -> list[onnx.NodeProto]:
     """The chain of nodes that gives the output of a Transpose from a transposed initializer."""
-    chain = [stored[node.input[0]]]
-    while chain[0].input[0] in stored:
-        chain.insert(0, stored[chain[0].input[0]])
+    chain = _chain(stored[node.input[0]], stored)
     tensor = tensors[chain[0].input[0]]
     perm = perm or list(reversed(range(len(tensor.dims))))
     name = unique_name(f"{tensor.name}_transposed", taken)
@@ -146,14 +144,23 @@ def _transposed(
         copy = onnx.NodeProto()
         copy.CopyFrom(link)
         copy.name = unique_name(f"{link.name}_transposed", taken)
-        scale = tensors.get(copy.input[1])
-        if scale is not None and np.prod(scale.dims) > 1:
+        scale = copy.input[1]  # may be stored itself
+        root = tensors[_chain(stored[scale], stored)[0].input[0] if scale in stored else scale]
+        if np.prod(root.dims) > 1:
             set_attribute(copy, "axis", perm.index(quantized_axis(link, len(perm))))
         copy.input[0] = name
         name = node.output[0] if link is chain[-1] else unique_name(f"{link.output[0]}_transposed", taken)
         copy.output[0] = name
         made.append(copy)
     return made
+
+
+def _chain(node: onnx.NodeProto, stored: dict[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The nodes from an initializer to what ``node`` makes of it, along their first inputs."""
+    chain = [node]
+    while chain[0].input[0] in stored:
+        chain.insert(0, stored[chain[0].input[0]])
+    return chain
 
 
 def without_rounding(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError
+from onnxprune.graph.fused import _REQUIRED
 from onnxprune.graph.prepare import initializer_origin, prepare
 from tests.model_builder import Builder
 
@@ -235,3 +236,35 @@ def test_in_place_the_model_becomes_the_prepared_one() -> None:
     expected = prepare(model)
     assert prepare(model, in_place=True) is model
     assert model == expected
+
+
+def test_a_stored_constant_with_stored_scales_is_transposed() -> None:
+    random = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["s8", "ss"], ["s"]),
+        helper.make_node("DequantizeLinear", ["q", "s"], ["w"], axis=0),
+        helper.make_node("Transpose", ["w"], ["wt"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "wt"], ["y"]),
+    ]
+    values = {
+        "q": random.integers(-9, 9, (3, 4)).astype(np.int8),
+        "s8": np.array([1, 2, 3], np.int8),
+        "ss": np.float32(0.5),
+    }
+    model = graph_of(nodes, values)
+    prepared = prepare(model)
+    assert [node.op_type for node in prepared.graph.node] == [*["DequantizeLinear"] * 2, "MatMul"]
+    x = random.standard_normal((2, 4)).astype(np.float32)
+    assert np.array_equal(run(model, {"x": x})[0], run(prepared, {"x": x})[0])
+
+
+@pytest.mark.parametrize(("op", "needed"), sorted(_REQUIRED.items()))
+def test_fused_ops_are_refused_without_an_input(op: str, needed: tuple[int, ...]) -> None:
+    for lacking in needed:
+        names = ["x" if place != lacking else "" for place in range(needed[-1] + 1)]
+        node = helper.make_node(op, names, ["y"], domain="com.microsoft", name="n")
+        with pytest.raises(ModelError, match=f"'n' lacks input {lacking}"):
+            prepare(graph_of([node], {}))
+    node = helper.make_node(op, ["x"] * (needed[-1] + 1), [], domain="com.microsoft", name="n")
+    with pytest.raises(ModelError, match="'n' lacks its output"):
+        prepare(graph_of([node], {}))
