@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from onnxprune.config import CompressConfig
-from onnxprune.evaluate.datasets import load_dataset
+from onnxprune.evaluate.datasets import Dataset, load_dataset
 from onnxprune.io.load import load
 from onnxprune.pipeline import compress
 from onnxprune.profile.session import open_session
@@ -43,11 +43,15 @@ METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-def withheld(config: CompressConfig) -> CompressConfig:
-    """The same run on the same data without its labels."""
+def opened(config: CompressConfig) -> tuple[Dataset, Dataset | None]:
+    """The data of a run and its evaluation data, read once for all runs."""
     spec = open_session(load(str(config.model)).model).input
     data = load_dataset(config.data, spec, preprocess=config.preprocess, split=config.split)
-    return replace(config, data=data.without_labels(), split=None)
+    if config.eval_data is None and config.eval_split is None:
+        return data, None
+    source = config.data if config.eval_data is None else config.eval_data
+    judging = load_dataset(source, spec, preprocess=config.preprocess, split=config.eval_split)
+    return data, judging.in_memory()
 
 
 def main() -> None:
@@ -64,14 +68,20 @@ def main() -> None:
     given = vars(parser.parse_args())
     seeds, wanted = range(given.pop("seeds")), given.pop("method")
     preprocess = {key: given.pop(key) for key in ("mean", "std", "scale")}
+    plain = CompressConfig.from_options({**given, "preprocess": preprocess})
+    data, judging = opened(plain)
     print("| method | top-1 | spread | KL | MACs |\n|---|---|---|---|---|")
     for name, options in METHODS:
         if wanted is not None and not any(part in name for part in wanted):
             continue
         top1, kl, macs = [], [], []
         for seed in seeds:
-            config = CompressConfig.from_options({**given, "preprocess": preprocess, "seed": seed, **options})
-            report = compress(withheld(config) if WITHHELD in name else config).report
+            known = data.without_labels() if WITHHELD in name else data
+            report = compress(
+                replace(
+                    plain, data=known, split=None, eval_data=judging, eval_split=None, seed=seed, **options
+                )
+            ).report
             assert report.after.fidelity is not None
             top1.append(report.after.metrics["top1"])
             kl.append(report.after.fidelity.kl)
