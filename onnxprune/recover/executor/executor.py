@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.recover.executor import ops as _ops  # noqa: F401  # registers the ops
 from onnxprune.recover.executor.fuse import ConvBatchNorm
-from onnxprune.recover.executor.registry import Call, Op, find_op
+from onnxprune.recover.executor.registry import Call, Op, find_op, supported_ops
 from onnxprune.recover.executor.weights import constant_tensors, read_tensor, trainable_weights, write_tensor
 
 
@@ -112,9 +112,10 @@ class Executor(nn.Module):
         function = find_op(domain, node.op_type, opset)
         if function is None:
             kind = f"{domain}.{node.op_type}" if domain else node.op_type
+            elsewhere = "; or export for a newer opset" if (domain, node.op_type) in supported_ops() else ""
             raise ModelError(
                 f"fine-tuning has no op {kind} of opset {opset} (node '{node.name or node.output[0]}')",
-                hint="use --recover closed-form, which needs no gradients; or export for a newer opset",
+                hint=f"use --recover closed-form, which needs no gradients{elsewhere}",
             )
         attributes = {entry.name: self._attribute(entry) for entry in node.attribute}
         outputs = tuple(node.output)
