@@ -243,7 +243,7 @@ class _Run:
         rows = min(
             ROWS[1], max(ROWS[0], ROWS_PER_COLUMN * size), _ROW_BYTES // (4 * groups * (size + 2 * outputs))
         )
-        kept = problem.stays.nonzero()[:, 0].to(device)
+        kept = problem.stays.nonzero()[:, 0]
         fit: list[Rows] = []
         held_out: list[Rows] = []
         streams = zip(
@@ -255,10 +255,10 @@ class _Run:
                 geometry.positions(source.shape), self.changed.samples, rows, self.generator
             )
 
-            def at(values: Tensor, chosen: Tensor = chosen) -> Tensor:
-                return geometry.targets(values.to(device), chosen).transpose(0, 1).contiguous()
+            def at(values: Tensor, channels: Tensor | None = None, chosen: Tensor = chosen) -> Tensor:
+                return geometry.targets(values.to(device), chosen, channels).transpose(0, 1).contiguous()
 
-            goal = at(true[target.tensor].to(device).index_select(layer.channel_axis, kept))
+            goal = at(true[target.tensor], kept)
             inputs = geometry.rows(source, chosen).transpose(0, 1)
             if problem.constant:
                 inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:-1], 1)], dim=-1)

@@ -25,6 +25,9 @@ Array = npt.NDArray[np.generic]
 _HALF_ABOVE = 256 << 20
 """Bytes above which an activation is kept in half precision, where its values fit."""
 
+_HALF_MAX = 65_504.0
+"""The largest number in half precision."""
+
 _BATCH_BYTES = 128 << 20
 
 
@@ -165,13 +168,20 @@ class Walker:
 
     def _gather(self, session: Session | None, names: Sequence[str]) -> dict[str, Array]:
         """The outputs of a session for all samples; their types are noted."""
-        parts: dict[str, list[Array]] = {name: [] for name in names}
-        if session is not None:
-            for _, values in self._run(session, self.batch_size(names)):
-                for name, value in values.items():
-                    self._types[name] = value.dtype
-                    parts[name].append(_compact(value, self._samples))
-        return {name: _joined(values) for name, values in parts.items()}
+        found: dict[str, Array] = {}
+        for samples, values in self._run(session, self.batch_size(names)):
+            for name, value in values.items():
+                self._types[name] = value.dtype
+                if name not in found:
+                    found[name] = self._room(value, samples.stop - samples.start)
+                found[name] = _stored(found[name], samples, self._samples, value)
+        return found
+
+    def _room(self, value: Array, samples: int) -> Array:
+        """Room for all samples' values, like ``value``, which holds those of ``samples``."""
+        shape = (len(value) * self._samples // samples, *value.shape[1:])
+        half = value.dtype == np.float32 and 4 * int(np.prod(shape)) > _HALF_ABOVE
+        return np.empty(shape, np.float16 if half else value.dtype)
 
     def _joint_among(self, session: Session | None) -> set[str]:
         """Outputs of which a batch of two samples does not hold the first one's rows, then the second's.
@@ -208,12 +218,18 @@ def _same(value: Array, parts: Sequence[Array]) -> bool:
     return bool(np.allclose(value, joined, rtol=0.0, atol=1e-2 * size, equal_nan=True))
 
 
-def _compact(value: Array, samples: int) -> Array:
-    if value.dtype != np.float32 or value.nbytes // max(1, len(value)) * samples <= _HALF_ABOVE:
-        return value
-    # torch converts many times faster than numpy.
-    half = torch.from_numpy(value).half()
-    return half.numpy() if bool(torch.isfinite(half).all()) else value
+def _stored(room: Array, samples: slice, count: int, value: Array) -> Array:
+    """``room`` with the values of some of ``count`` samples; in single precision where they don't fit."""
+    start, stop = (len(room) * edge // count for edge in (samples.start, samples.stop))
+    if room.dtype == np.float16 and value.dtype == np.float32:
+        single = torch.from_numpy(value)
+        low, high = torch.aminmax(single)
+        if -_HALF_MAX <= float(low) <= float(high) <= _HALF_MAX:  # not so where any is no number
+            torch.from_numpy(room[start:stop]).copy_(single)  # many times faster than numpy
+            return room
+        room = _widened(room)
+    room[start:stop] = value
+    return room
 
 
 def _widened(value: Array) -> Array:
