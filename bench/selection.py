@@ -43,6 +43,11 @@ METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
+def chosen(part: str, name: str) -> bool:
+    """Whether ``part`` stands for the method ``name``: it is its name, or no method's and held by it."""
+    return part == name or (part in name and all(part != other for other, _ in METHODS))
+
+
 def opened(config: CompressConfig) -> tuple[Dataset, Dataset | None]:
     """The data of a run and its evaluation data, read once for all runs."""
     spec = open_session(load(str(config.model)).model).input
@@ -64,7 +69,9 @@ def main() -> None:
     parser.add_argument("--scale", type=float)
     parser.add_argument("--calibration", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--method", action="append", help="only methods whose name holds this")
+    parser.add_argument(
+        "--method", action="append", help="only the method of this name, or those that hold it"
+    )
     given = vars(parser.parse_args())
     seeds, wanted = range(given.pop("seeds")), given.pop("method")
     preprocess = {key: given.pop(key) for key in ("mean", "std", "scale")}
@@ -72,7 +79,7 @@ def main() -> None:
     data, judging = opened(plain)
     print("| method | top-1 | spread | KL | MACs |\n|---|---|---|---|---|")
     for name, options in METHODS:
-        if wanted is not None and not any(part in name for part in wanted):
+        if wanted is not None and not any(chosen(part, name) for part in wanted):
             continue
         top1, kl, macs = [], [], []
         for seed in seeds:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -173,7 +174,7 @@ def test_runs_repeat_and_differ_by_seed() -> None:
 
 def test_a_time_limit_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count()
-    monkeypatch.setattr(schedule.time, "monotonic", lambda: 0.25 * next(ticks))
+    monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: 0.25 * next(ticks)))
     model = net()
     limited = replace(QUICK, epochs=None, time_limit_s=10.0)
     result = finetune(model, damaged(model), data(model), limited, provider="cpu", threads=1)
