@@ -102,6 +102,21 @@ def test_values_that_half_precision_cannot_hold_stay_as_they_are(monkeypatch: py
     assert walker.compute([x])[x].dtype == np.float32
 
 
+@pytest.mark.parametrize("large", [1e6, np.nan])
+def test_one_batch_that_half_precision_cannot_hold_widens_all(
+    large: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_HALF_ABOVE", 16)
+    monkeypatch.setattr(module, "_BATCH_BYTES", 1)
+    b = Builder()
+    x = b.like("Mul", b.input((1, 3), dynamic=True), b.constant(np.float32(2)))
+    model = prepare(b.model(b.gemm(x, 2)))
+    inputs = np.array([[1, 2, 3], [4, 5, large], [6, 7, 8]], np.float32)
+    walker = start(model, inputs)
+    walker.advance(model.graph.node[1].name)
+    np.testing.assert_array_equal(walker.compute([x])[x], 2 * inputs)
+
+
 def test_a_body_captures_tensors_from_before_the_cut() -> None:
     b = Builder()
     given = b.input((1, 3, 6, 6), dynamic=True)
