@@ -174,7 +174,7 @@ def test_a_configuration_is_frozen_and_comparable() -> None:
     one = CompressConfig.from_options({"model": "a.onnx", "macs": 0.5})
     assert one == CompressConfig.from_options({"model": "a.onnx", "macs": "50%"})
     with pytest.raises(AttributeError):
-        one.seed = 1  # type: ignore[misc]  # that it is refused is the point
+        one.seed = 1  # that it is refused is the point
     assert all(item.name.islower() for item in fields(one))
 
 

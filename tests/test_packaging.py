@@ -31,7 +31,7 @@ def test_every_requirement_is_pinned_to_a_tested_version() -> None:
         *project["dependencies"],
         *(r for extra in project["optional-dependencies"].values() for r in extra),
     ]
-    names = {_normal(re.match(r"[\w.-]+", requirement)[0]) for requirement in wanted}  # type: ignore[index]
+    names = {_normal(re.match(r"[\w.-]+", requirement)[0]) for requirement in wanted}
     # Where onnxruntime-gpu has no wheel, which is not where these versions were tested.
     assert names - pinned == {"onnxruntime"}
 

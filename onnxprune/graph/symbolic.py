@@ -97,49 +97,44 @@ def _same(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | None:
     return inputs[0] if _attributes(node).get("to", wanted) == wanted else None
 
 
-def _broadcast(inputs: Sequence[Sizes | None]) -> tuple[Sizes, Sizes] | None:
-    """Two operands in the shape of their result; None where one is unknown."""
+def _pairwise(
+    inputs: Sequence[Sizes | None], combine: Callable[[int | str, int | str], int | str | None]
+) -> Sizes | None:
+    """``combine`` of each pair of two operands; None where one is unknown, or any pair gives None."""
     left, right = inputs[0], inputs[1]
     if left is None or right is None:
         return None
     one, other = np.broadcast_arrays(left, right)
-    return one, other
-
-
-def _arithmetic(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | None:
-    pairs = _broadcast(inputs)
-    if pairs is None:
-        return None
-    result = np.empty(pairs[0].shape, np.object_)
-    for index in np.ndindex(result.shape):
-        a, b = (side[index] for side in pairs)
-        if isinstance(a, int) and isinstance(b, int):
-            if node.op_type == "Div":
-                if a < 0 or b <= 0:
-                    return None
-                result[index] = a // b
-            else:
-                result[index] = {"Add": a + b, "Sub": a - b, "Mul": a * b}[node.op_type]
-        elif node.op_type == "Mul" and 1 in (a, b):
-            result[index] = b if a == 1 else a
-        else:
-            result[index] = f"({a} {node.op_type} {b})"
+    result = np.empty(one.shape, np.object_)
+    for index, (a, b) in enumerate(zip(one.flat, other.flat, strict=True)):
+        result.flat[index] = combine(a, b)
+        if result.flat[index] is None:
+            return None
     return result
 
 
+def _arithmetic(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | None:
+    def combine(a: int | str, b: int | str) -> int | str | None:
+        if isinstance(a, int) and isinstance(b, int):
+            if node.op_type == "Div":
+                return None if a < 0 or b <= 0 else a // b
+            return {"Add": a + b, "Sub": a - b, "Mul": a * b}[node.op_type]
+        if node.op_type == "Mul" and 1 in (a, b):
+            return b if a == 1 else a
+        return f"({a} {node.op_type} {b})"
+
+    return _pairwise(inputs, combine)
+
+
 def _equal(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | None:
-    pairs = _broadcast(inputs)
-    if pairs is None:
-        return None
-    result = np.empty(pairs[0].shape, np.object_)
-    for index in np.ndindex(result.shape):
-        a, b = (side[index] for side in pairs)
+    def combine(a: int | str, b: int | str) -> bool | None:
         known = (isinstance(a, int) and isinstance(b, int)) or a == b
         # A size, whatever it is, is not negative.
         if not known and not any(isinstance(size, int) and size < 0 for size in (a, b)):
             return None
-        result[index] = a == b
-    return result
+        return a == b
+
+    return _pairwise(inputs, combine)
 
 
 def _where(node: onnx.NodeProto, inputs: Sequence[Sizes | None]) -> Sizes | None:

@@ -67,7 +67,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
 def test_each_kind_of_error_has_its_status(
     pipeline: ModuleType, capsys: pytest.CaptureFixture[str], error: OnnxPruneError, status: int
 ) -> None:
-    pipeline.inspect = raising(error)  # type: ignore[attr-defined]
+    pipeline.inspect = raising(error)
     assert run(["inspect", "a.onnx"]) == status
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -77,7 +77,7 @@ def test_each_kind_of_error_has_its_status(
 def test_a_bug_says_so_and_shows_a_traceback_only_when_asked(
     pipeline: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pipeline.inspect = raising(RuntimeError("two\nlines"))  # type: ignore[attr-defined]
+    pipeline.inspect = raising(RuntimeError("two\nlines"))
     assert run(["inspect", "a.onnx"]) == 1
     quiet = capsys.readouterr().err
     assert quiet.splitlines()[0] == "error: internal error: RuntimeError: two lines"
@@ -87,7 +87,7 @@ def test_a_bug_says_so_and_shows_a_traceback_only_when_asked(
 
 
 def test_an_interrupt_ends_with_130(pipeline: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    pipeline.inspect = raising(KeyboardInterrupt())  # type: ignore[attr-defined]
+    pipeline.inspect = raising(KeyboardInterrupt())
     assert run(["inspect", "a.onnx"]) == 130
     printed = capsys.readouterr()
     assert "error: interrupted" in printed.err and printed.out == ""
@@ -136,7 +136,7 @@ def test_usage_errors_are_one_line_and_a_hint(
 def test_an_existing_output_needs_force(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, pipeline: ModuleType
 ) -> None:
-    pipeline.compress = raising(AssertionError("work began before the check"))  # type: ignore[attr-defined]
+    pipeline.compress = raising(AssertionError("work began before the check"))
     model = tmp_path / "net.onnx"
     model.write_bytes(b"in")
     (tmp_path / "net.pruned.onnx").write_bytes(b"old")
@@ -149,7 +149,7 @@ def test_an_existing_output_needs_force(
 
 
 def test_json_on_stdout_is_alone_there(pipeline: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    pipeline.inspect = lambda model: INSPECTED  # type: ignore[attr-defined]
+    pipeline.inspect = lambda model: INSPECTED
     assert run(["inspect", "a.onnx", "--json", "-"]) == 0
     printed = capsys.readouterr()
     report = json.loads(printed.out)
@@ -161,7 +161,7 @@ def test_json_on_stdout_is_alone_there(pipeline: ModuleType, capsys: pytest.Capt
 def test_quiet_prints_nothing_but_the_json(
     pipeline: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    pipeline.inspect = lambda model: INSPECTED  # type: ignore[attr-defined]
+    pipeline.inspect = lambda model: INSPECTED
     target = tmp_path / "report.json"
     assert run(["inspect", "a.onnx", "--quiet", "--json", str(target)]) == 0
     printed = capsys.readouterr()
@@ -172,7 +172,7 @@ def test_quiet_prints_nothing_but_the_json(
 def test_names_from_models_are_printed_as_they_are(
     pipeline: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pipeline.inspect = lambda model: INSPECTED  # type: ignore[attr-defined]
+    pipeline.inspect = lambda model: INSPECTED
     assert run(["inspect", "a.onnx"]) == 0
     assert "a[bold].onnx" in capsys.readouterr().out
 
@@ -191,8 +191,8 @@ def test_evaluate_and_benchmark_pass_their_options_on(
         seen.append((models, options))
         return BenchmarkReport((), provider="cpu", threads=None, batch=1)
 
-    pipeline.evaluate = evaluate  # type: ignore[attr-defined]
-    pipeline.benchmark = benchmark  # type: ignore[attr-defined]
+    pipeline.evaluate = evaluate
+    pipeline.benchmark = benchmark
     flags = ["--data", "d", "--against", "b.onnx", "--threads", "1", "--split", ":5"]
     assert run(["evaluate", "a.onnx", *flags]) == 0
     assert "12.50 %" in capsys.readouterr().out

@@ -27,7 +27,7 @@ LABELS = np.random.default_rng(5).integers(0, 10, 23)
 def refused(call: object, kind: type[OnnxPruneError] = DataError, code: int = 5) -> str:
     """The one line of a refusal, its hint after it."""
     with pytest.raises(kind) as caught:
-        call()  # type: ignore[operator]
+        call()
     assert caught.value.exit_code == code
     assert caught.value.hint
     assert "\n" not in str(caught.value)
@@ -371,7 +371,7 @@ def test_one_hot_and_unfit_labels() -> None:
     ],
 )
 def test_data_that_is_not_there(tmp_path: Path, make: object, says: str) -> None:
-    assert says in refused(lambda: load_dataset(make(tmp_path), SPEC))  # type: ignore[operator]
+    assert says in refused(lambda: load_dataset(make(tmp_path), SPEC))
 
 
 def test_failing_functions_are_named_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,7 +175,7 @@ class Recorder:
         self.total = self.done = 0
 
     @contextmanager
-    def stage(self, name: str, total: int):  # type: ignore[no-untyped-def]
+    def stage(self, name: str, total: int):
         self.total = total
         yield self
 

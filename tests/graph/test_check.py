@@ -36,7 +36,7 @@ def plan(graph: PruningGraph) -> Plan:
     return plan
 
 
-def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return np.asarray(session.run(None, {"x": x})[0])
 
@@ -73,7 +73,7 @@ def test_same_seed_same_error(graph: PruningGraph, plan: Plan) -> None:
     assert verify(graph, plan, pruned, seed=3) == verify(graph, plan, pruned, seed=3) <= 1e-5
 
 
-def change(name_part: str, edit: Callable[[np.ndarray], np.ndarray]) -> Callable[[onnx.ModelProto], None]:  # type: ignore[type-arg]
+def change(name_part: str, edit: Callable[[np.ndarray], np.ndarray]) -> Callable[[onnx.ModelProto], None]:
     def apply(model: onnx.ModelProto) -> None:
         tensor = next(t for t in model.graph.initializer if t.name.startswith(name_part))
         value = numpy_helper.to_array(tensor)

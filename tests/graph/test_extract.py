@@ -55,7 +55,7 @@ def check(model: onnx.ModelProto, x: Array, sources: Sequence[str], wanted: Sequ
 
 @pytest.mark.parametrize("build", [resnet, branches])
 def test_every_node_alone_and_everything_up_to_it(build: object) -> None:
-    model = build()  # type: ignore[operator]
+    model = build()
     x = samples(model, 2)
     weights = {tensor.name for tensor in model.graph.initializer}
     for position, node in enumerate(model.graph.node):

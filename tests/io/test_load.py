@@ -59,11 +59,11 @@ def test_external_data_is_read(tmp_path: Path) -> None:
 
 def refuse(source: object, message: str, kind: type[Exception] = ModelError, hint: str = "") -> None:
     with pytest.raises(kind) as caught:
-        load(source)  # type: ignore[arg-type]
+        load(source)
     assert message in str(caught.value), str(caught.value)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
-    assert hint in caught.value.hint  # type: ignore[attr-defined]
-    assert caught.value.hint  # type: ignore[attr-defined]
+    assert hint in caught.value.hint
+    assert caught.value.hint
 
 
 def test_paths_that_are_no_files(tmp_path: Path) -> None:

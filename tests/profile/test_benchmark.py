@@ -71,7 +71,7 @@ def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
             order.append(self.name)
 
     monkeypatch.setattr(latency, "_warm_up", lambda session, inputs: None)
-    latency.time_sessions([Spy("a"), Spy("b")], runs=3)  # type: ignore[list-item]
+    latency.time_sessions([Spy("a"), Spy("b")], runs=3)
     assert order == ["a", "b"] * 3
 
 
@@ -104,9 +104,9 @@ def test_free_sizes_need_a_shape() -> None:
 @pytest.mark.parametrize("options", [{"runs": 0}, {"batch": 0}])
 def test_senseless_numbers_are_refused(options: dict[str, int], tmp_path: Path) -> None:
     with pytest.raises(UsageError):
-        measure_latency([chain(4)], **options)  # type: ignore[arg-type]
+        measure_latency([chain(4)], **options)
     with pytest.raises(UsageError):
-        benchmark([saved(chain(4), tmp_path / "a.onnx")], **options)  # type: ignore[arg-type]
+        benchmark([saved(chain(4), tmp_path / "a.onnx")], **options)
 
 
 def test_memory_is_at_least_the_weights_and_not_a_multiple(tmp_path: Path) -> None:

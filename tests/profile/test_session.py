@@ -230,7 +230,7 @@ def from_the_future() -> onnx.ModelProto:
 )
 def test_models_that_onnxruntime_refuses(make: object, hint: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ModelError) as caught:
-        open_session(make(), provider="cpu")  # type: ignore[operator]
+        open_session(make(), provider="cpu")
     one_line(caught.value)
     assert hint in caught.value.hint
     assert caught.value.exit_code == 3
@@ -294,7 +294,7 @@ class Driver:
         return self.status
 
     def cuDeviceGetCount(self, pointer: object) -> int:
-        pointer._obj.value = self.count  # type: ignore[attr-defined]
+        pointer._obj.value = self.count
         return 0
 
 

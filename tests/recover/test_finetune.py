@@ -87,7 +87,7 @@ class StopAfter(SilentProgress):
     def __init__(self, notes: int) -> None:
         self.left = notes
 
-    def stage(self, name: str, total: int) -> StopAfter:  # type: ignore[override]
+    def stage(self, name: str, total: int) -> StopAfter:
         return self
 
     def __enter__(self) -> Stage:
@@ -212,7 +212,7 @@ def test_labels_and_joins_take_part() -> None:
 def test_settings_and_data_that_make_no_sense_are_refused() -> None:
     for wrong in ({"epochs": 0}, {"lr": -1.0}, {"lr": "fast"}, {"ema": 1.0}, {"batch_size": 0}):
         with pytest.raises(UsageError):
-            FinetuneSettings(**wrong)  # type: ignore[arg-type]
+            FinetuneSettings(**wrong)
     model = net()
     with pytest.raises(DataError, match="too few"):
         finetune(model, model, data(model, 3), QUICK, provider="cpu")

@@ -47,7 +47,7 @@ def test_training_never_sees_what_judges() -> None:
 
     def spy(original: object, pruned: object, dataset: object, *rest: object, **options: object) -> object:
         seen.append(dataset)
-        return real(original, pruned, dataset, *rest, **options)  # type: ignore[arg-type]
+        return real(original, pruned, dataset, *rest, **options)
 
     real = pipeline.finetune
     with pytest.MonkeyPatch.context() as patch:

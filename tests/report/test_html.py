@@ -130,4 +130,4 @@ def test_sensitivity_curves_rise_where_the_divergence_does() -> None:
     (x1, y1), (x2, y2) = (map(float, spot.split(",")) for spot in curve.get("points", "").split())
     assert x2 > x1 and y2 < y1
     assert empty.get("points") == ""
-    assert curve.find(f"{SVG}title").text == HOSTILE  # type: ignore[union-attr]
+    assert curve.find(f"{SVG}title").text == HOSTILE

@@ -94,7 +94,7 @@ def _solve(problem: cp.Problem) -> None:
 def conic_optimum(term: QuadraticTerm, penalty: Penalty, level: float) -> float:
     """The optimal objective by an interior-point solver."""
     b = cp.Variable((term.units, term.classes))
-    quadratic = term.quadratic.numpy()  # type: ignore[attr-defined]
+    quadratic = term.quadratic.numpy()
     value = -cp.sum(cp.multiply(term.linear.numpy(), b))
     for c in range(term.classes):
         matrix = quadratic if quadratic.ndim == 2 else quadratic[c]
@@ -174,7 +174,7 @@ def subdifferential_distance(
                 ball(list(penalty.tree.leaves(node)), float(weight))
         if isinstance(penalty, RowGroup):
             ball(list(range(len(row))), penalty.weight)
-        mu = penalty.weight if isinstance(penalty, L1) else penalty.mu  # type: ignore[attr-defined]
+        mu = penalty.weight if isinstance(penalty, L1) else penalty.mu
         for c in range(len(row)):
             ball([c], mu)
         if isinstance(penalty, GraphPenalty):

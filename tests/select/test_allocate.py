@@ -41,7 +41,7 @@ def rankings(graph: PruningGraph, seed: int = 0) -> list[Ranking]:
 def goal(graph: PruningGraph, kind: str, share: float) -> CostGoal:
     costs = CostModel.of(graph)
     whole = costs.macs if kind == "macs" else costs.params
-    return CostGoal(costs, kind, share * whole(np.ones(graph.unit_count, np.bool_)))  # type: ignore[arg-type]  # a str
+    return CostGoal(costs, kind, share * whole(np.ones(graph.unit_count, np.bool_)))  # a str
 
 
 def lowest(graph: PruningGraph, ranked: list[Ranking], limits: Limits) -> BoolArray:

@@ -156,7 +156,7 @@ def test_permuting_units_and_classes_permutes_the_solution(name: str, kind: str)
     term, penalty = random_term(kind, seed=6), all_penalties(False)[name]
     rng = np.random.default_rng(0)
     units, classes = rng.permutation(term.units), rng.permutation(term.classes)
-    q, r = term.quadratic.numpy(), term.linear.numpy()  # type: ignore[attr-defined]
+    q, r = term.quadratic.numpy(), term.linear.numpy()
     if kind == "shared":
         other: QuadraticTerm = SharedQuadratic.from_arrays(q[np.ix_(units, units)], r[np.ix_(units, classes)])
     else:
@@ -172,14 +172,14 @@ def test_permuting_units_and_classes_permutes_the_solution(name: str, kind: str)
 def test_scaling_the_data_scales_the_solution(name: str, kind: str) -> None:
     """Targets times s: lambda and B times s. Q and R times s: lambda times s, the same B."""
     term, penalty = random_term(kind, seed=7), all_penalties(False)[name]
-    q, r = term.quadratic.numpy(), term.linear.numpy()  # type: ignore[attr-defined]
+    q, r = term.quadratic.numpy(), term.linear.numpy()
     level = 0.2 * lambda_max(term, penalty)
     one = solve(term, penalty, level, tolerance=1e-9)
     for s in (1e-4, 3e4):
-        louder = type(term).from_arrays(q, s * r)  # type: ignore[attr-defined]
+        louder = type(term).from_arrays(q, s * r)
         two = solve(louder, penalty, s * level, tolerance=1e-9)
         np.testing.assert_allclose(two.coefficients.numpy() / s, one.coefficients.numpy(), rtol=0, atol=1e-6)
-        stretched = type(term).from_arrays(s * q, s * r)  # type: ignore[attr-defined]
+        stretched = type(term).from_arrays(s * q, s * r)
         three = solve(stretched, penalty, s * level, tolerance=1e-9)
         np.testing.assert_allclose(three.coefficients.numpy(), one.coefficients.numpy(), rtol=0, atol=1e-6)
         assert two.iterations == pytest.approx(one.iterations, rel=0.2, abs=10)
@@ -241,14 +241,14 @@ def test_product_from_rows_is_the_product() -> None:
 @pytest.mark.parametrize(("kind", "units"), [("shared", 300), ("classwise", 80)])
 def test_lipschitz_by_power_iteration(kind: str, units: int) -> None:
     term = random_term(kind, units=units, classes=3, samples=50)
-    q = term.quadratic.numpy()  # type: ignore[attr-defined]
+    q = term.quadratic.numpy()
     expected = np.linalg.eigvalsh(q)[..., -1].max()
     assert term.lipschitz() == pytest.approx(expected, rel=1e-2)
 
 
 def test_float32_reaches_what_it_can() -> None:
     term = random_term("shared", seed=2)
-    single = SharedQuadratic.from_arrays(term.quadratic, term.linear, dtype=torch.float32)  # type: ignore[attr-defined]
+    single = SharedQuadratic.from_arrays(term.quadratic, term.linear, dtype=torch.float32)
     for name, penalty in all_penalties(False).items():
         level = 0.2 * lambda_max(term, penalty)
         one = solve(single, penalty, level, tolerance=1e-4)
