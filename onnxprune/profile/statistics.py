@@ -40,7 +40,9 @@ class LayerStatistics:
     sum of outer products of the rows with a one appended; ``matrix`` (G, d + 1, O) maps rows to the
     target's scale. ``contributions`` (C, u, u) holds <Z_k, Z_l> for each class, where Z_k is what unit k
     adds to the output (METHOD section 3), and ``responses`` (C, G * O) the classes' mean outputs.
-    ``energy`` is the summed variance of the target tensor over its channels, for each row.
+    ``energy`` is the summed variance of the target tensor over its channels, for each row. The rows of
+    one sample resemble each other: ``independent`` is how many independent ones they are worth, by the
+    variance of the samples' means (the effective size of a cluster sample, Kish 1965).
     """
 
     layer: Layer
@@ -52,6 +54,7 @@ class LayerStatistics:
     responses: FloatArray
     energy: float
     rows: int
+    independent: float
 
 
 @dataclass
@@ -70,11 +73,18 @@ class _Accumulator:
     responses: Tensor
     class_rows: Tensor
     moments: Tensor
+    means: Tensor
 
     def add(
-        self, label: int, source: Tensor, target: Tensor, samples: int, generator: torch.Generator
+        self,
+        label: int,
+        source: Tensor,
+        target: Tensor,
+        count: int,
+        samples: int,
+        generator: torch.Generator,
     ) -> None:
-        """Take one batch of samples of one class."""
+        """Take one batch of ``count`` samples of one class, out of ``samples`` in all."""
         per_sample = self.geometry.positions(source.shape)
         chosen = choose_positions(per_sample, samples, ROWS, generator)
         rows = _with_ones(self.geometry.rows(source, chosen)).transpose(0, 1)
@@ -82,6 +92,10 @@ class _Accumulator:
         self.of_class += gram
         self.responses[label] += (rows.sum(1, keepdim=True) @ self.matrix).reshape(-1)
         self.class_rows[label] += rows.shape[1]
+        clusters = count if rows.shape[1] % count == 0 else len(source)
+        means = rows[..., :-1].reshape(rows.shape[0], clusters, -1, rows.shape[2] - 1).mean(2)
+        self.means[0] += clusters
+        self.means[1] += means.double().square().sum()
         values = self.geometry.targets(target, chosen).flatten(1)
         self.moments[0] += values.sum(0)
         self.moments[1] += values.square().sum(0)
@@ -117,7 +131,18 @@ class _Accumulator:
             (self.responses / self.class_rows.clamp_min(1)[:, None]).cpu().double().numpy(),
             energy,
             int(rows),
+            self._independent(),
         )
+
+    def _independent(self) -> float:
+        """The rows' effective number: that of clusters, times a row's variance over a cluster mean's."""
+        rows, clusters = float(self.class_rows.sum()), float(self.means[0])
+        mean_square = float((self.gram[:, -1, :-1].double() / rows).square().sum())
+        total = float(self.gram.diagonal(dim1=1, dim2=2)[:, :-1].double().sum()) / rows - mean_square
+        between = float(self.means[1]) / clusters - mean_square
+        if between <= total * clusters / rows:
+            return rows
+        return max(clusters, clusters * total / between)
 
 
 def collect_statistics(
@@ -164,7 +189,14 @@ def collect_statistics(
                     values = session.run_torch(batch.inputs)
                     for entry in running:
                         source, target = values[entry.layer.input], values[entry.target.tensor]
-                        entry.add(int(label), source.float(), target.float(), len(dataset), generator)
+                        entry.add(
+                            int(label),
+                            source.float(),
+                            target.float(),
+                            len(batch.inputs),
+                            len(dataset),
+                            generator,
+                        )
                     stage.advance(len(batch.inputs))
                 for entry in running:
                     entry.end_class(int(label))
@@ -191,6 +223,7 @@ def _start(
         torch.zeros(classes, outputs, device=device),
         torch.zeros(classes, device=device),
         torch.zeros(2, outputs, dtype=torch.float64, device=device),
+        torch.zeros(2, dtype=torch.float64, device=device),
     )  # fmt: skip
 
 

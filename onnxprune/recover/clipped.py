@@ -23,7 +23,7 @@ STEPS = 5
 def fit_clipped(
     response: Response,
     fit: tuple[Sequence[Rows], Sums],
-    held_out: tuple[Sequence[Rows], Sums],
+    held_out: Sequence[Rows],
     old: Tensor,
     linear: Fit,
     *,
@@ -32,22 +32,21 @@ def fit_clipped(
 ) -> Fit:
     """Go on from a fit that ignored the clip, with its ridge; errors are those behind the clip.
 
-    ``fit`` and ``held_out`` are rows and their sums (see `Response.sums`). The steps are taken on the rows to
-    fit, the last one on all. ``linear`` stays where its error on the held-out rows is the smaller one.
+    ``fit`` holds rows and their sums (see `Response.sums`). ``linear`` stays where its error on the
+    held-out rows is the smaller one.
     ``rounded`` is as in `fit_matrix`.
     """
-    (parts, sums), (held, held_sums) = fit, held_out
+    parts, sums = fit
     ridge = Ridge(sums, old, linear.ridge, constant)
-    start = matrix = point = ridge.solve(sums.rows_targets)
+    matrix = point = linear.matrix
     momentum = 1.0
     for _ in range(STEPS):
         after = ridge.solve(response.pulls(parts, point))
         following = 0.5 * (1.0 + math.sqrt(1.0 + 4.0 * momentum**2))
         point = after + (momentum - 1.0) / following * (after - matrix)
         matrix, momentum = after, following
-    stored = [entry if rounded is None else rounded(entry) for entry in (old, start, matrix)]
-    before, without, error = (response.error(held, entry) for entry in stored)
+    stored = [entry if rounded is None else rounded(entry) for entry in (old, linear.matrix, matrix)]
+    before, without, error = (response.error(held_out, entry) for entry in stored)
     if without <= error:
         return Fit(linear.matrix, linear.ridge, before, without)
-    ridge = Ridge(sums.plus(held_sums), old, linear.ridge, constant)
-    return Fit(ridge.solve(response.pulls([*parts, *held], matrix)), linear.ridge, before, error)
+    return Fit(matrix, linear.ridge, before, error)

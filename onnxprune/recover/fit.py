@@ -1,4 +1,4 @@
-"""Ridge regression from streamed sums, its strength chosen by held-out error."""
+"""Ridge regression from streamed sums, its strength chosen by the error on samples that no fit sees."""
 
 from __future__ import annotations
 
@@ -36,15 +36,6 @@ class Sums:
         self.rows_targets += rows.transpose(1, 2) @ targets
         self.targets_targets += targets.square().sum(1)
         self.count += rows.shape[1]
-
-    def plus(self, other: Sums) -> Sums:
-        """The sums over both sets of rows."""
-        return Sums(
-            self.rows_rows + other.rows_rows,
-            self.rows_targets + other.rows_targets,
-            self.targets_targets + other.targets_targets,
-            self.count + other.count,
-        )
 
     def error(self, matrix: Tensor) -> Tensor:
         """Mean squared error of ``rows @ matrix`` for each output: (G, O)."""
@@ -112,8 +103,10 @@ def fit_matrix(
     weights: Tensor | None = None,
     rounded: Callable[[Tensor], Tensor] | None = None,
 ) -> Fit:
-    """Least squares with a ridge towards ``old`` (G, d, O), chosen on ``held_out``, refitted on all rows.
+    """Least squares with a ridge towards ``old`` (G, d, O) that is chosen on ``held_out``.
 
+    The held-out rows never join the fit: layers behind this one would see inputs fitted to the very
+    samples that are to choose their ridge, and choose it too small.
     With ``constant`` the last row of the matrix multiplies a column of ones and is not shrunk.
     ``weights`` (G, O) say how much each output's squared error counts in the errors; 1 without.
     ``rounded`` gives what is left of a matrix when it is stored; errors are those of that.
@@ -123,11 +116,11 @@ def fit_matrix(
         each = held_out.error(matrix if rounded is None else rounded(matrix))
         return float((each if weights is None else each * weights).sum())
 
-    def solve(sums: Sums, strength: float) -> Tensor:
-        return Ridge(sums, old, strength, constant).solve(sums.rows_targets)
+    def solve(strength: float) -> Tensor:
+        return Ridge(fit, old, strength, constant).solve(fit.rows_targets)
 
-    after, ridge = _lowest(lambda strength: error(solve(fit, strength)))
-    return Fit(solve(fit.plus(held_out), ridge), ridge, error(old), after)
+    after, ridge = _lowest(lambda strength: error(solve(strength)))
+    return Fit(solve(ridge), ridge, error(old), after)
 
 
 def _lowest(error: Callable[[float], float]) -> tuple[float, float]:

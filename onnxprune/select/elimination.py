@@ -21,15 +21,31 @@ from onnxprune.graph.weights import FloatArray
 RIDGE = 1e-3
 """Ridge on the Gram matrix, as a share of its mean diagonal."""
 
+OPTIMISM = 4.0
+"""Losses on other data are those on the calibration rows times 1 + OPTIMISM * units / independent rows.
+
+The units are those left to refit. The first order of Akaike's final prediction error is 2."""
+
 
 class Compensation:
     """One layer's state: which of its input columns are alive, and its refitted weights."""
 
-    def __init__(self, gram: Tensor, matrix: Tensor, columns: IntArray, rows: int, weight: float) -> None:
+    def __init__(
+        self,
+        gram: Tensor,
+        matrix: Tensor,
+        columns: IntArray,
+        rows: int,
+        weight: float,
+        *,
+        independent: float = np.inf,
+    ) -> None:
         """Start with every column alive.
 
         ``gram`` (d + 1, d + 1) with the constant last, ``matrix`` (d + 1, O), ``columns`` (d,) the unit
         position of each column (-1: fixed); losses are mean squared errors times ``weight``.
+        ``independent`` is how many independent rows the ``rows`` are worth. Weights refitted on few do
+        worse on other data, the more so the more of them there are (Akaike 1969); see `OPTIMISM`.
         """
         moments = _shrunk(gram.double() / rows, rows)
         size = len(moments) - 1
@@ -40,15 +56,17 @@ class Compensation:
         self._matrix = matrix.double().clone()
         self._columns = torch.from_numpy(np.append(columns, -1)).to(gram.device)
         self._weight = weight
+        self._optimism = OPTIMISM / independent
 
     def losses(self, units: IntArray) -> FloatArray:
         """What removing each of ``units`` (m,) alone would cost now: (m,)."""
         result = np.zeros(len(units))
+        price = self._price()
         for chosen, index in self._blocks(units):
             inverse = self._inverse[index[:, :, None], index[:, None, :]]
             weights = self._matrix[index]
             solved = torch.cholesky_solve(weights, torch.linalg.cholesky(inverse))
-            result[chosen] = (self._weight * (weights * solved).sum((1, 2))).cpu().numpy()
+            result[chosen] = (price * (weights * solved).sum((1, 2))).cpu().numpy()
         return result
 
     def remove(self, units: IntArray) -> float:
@@ -61,12 +79,18 @@ class Compensation:
         weights = self._matrix[right]
         cross = self._inverse[left][:, right]
         solved = torch.cholesky_solve(weights, factor)
-        loss = float((weights * solved).sum()) * self._weight
+        loss = float((weights * solved).sum()) * self._price()
         half = torch.linalg.solve_triangular(factor, cross.T, upper=False)
         self._matrix = self._matrix[left] - cross @ solved
         self._inverse = self._inverse[left][:, left] - half.T @ half
         self._columns = self._columns[left]
         return loss
+
+    def _price(self) -> float:
+        """What a unit of squared error on the calibration rows counts, as refitted on other data."""
+        # Units, not columns: the taps of one channel are nearly each other's copies.
+        alive = len(torch.unique(self._columns[self._columns >= 0]))
+        return self._weight * (1.0 + self._optimism * alive)
 
     def _blocks(self, units: IntArray) -> list[tuple[IntArray, Tensor]]:
         """Units of equal column count together: (positions in ``units``, their columns (m, b))."""

@@ -122,7 +122,16 @@ def compensations(readers: list[LayerStatistics]) -> list[Compensation]:
         weight = 1.0 / max(entry.energy, 1e-30)
         for part, columns in enumerate(entry.columns):
             units = np.where(columns < 0, -1, entry.units[columns])
-            states.append(Compensation(entry.gram[part], entry.matrix[part], units, entry.rows, weight))
+            states.append(
+                Compensation(
+                    entry.gram[part],
+                    entry.matrix[part],
+                    units,
+                    entry.rows,
+                    weight,
+                    independent=entry.independent,
+                )
+            )
     return states
 
 

@@ -8,12 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+import torch
 
 from onnxprune.evaluate.datasets import Dataset, load_dataset
 from onnxprune.graph.analysis import analyze_graph
 from onnxprune.graph.joins import Targets
 from onnxprune.graph.structure import FIXED, Layer, PruningGraph
 from onnxprune.profile import statistics as module
+from onnxprune.profile.geometry import layer_geometry
 from onnxprune.profile.session import open_session
 from onnxprune.profile.statistics import LayerStatistics, collect_statistics
 from onnxprune.progress import SilentProgress
@@ -131,6 +133,19 @@ def check(graph: PruningGraph, found: dict[str, LayerStatistics], inputs: Array)
         output = channels_first(values[layer.output].astype(np.float64), axis)
         assert entry.rows == output.shape[1]
         check_gram(entry, output * scale[:, None])
+        assert np.isclose(entry.independent, independent(graph, layer, values[layer.input]), rtol=1e-3)
+
+
+def independent(graph: PruningGraph, layer: Layer, source: Array) -> float:
+    """Samples times the variance of a row over that of a sample's mean row, both summed over columns."""
+    geometry = layer_geometry(graph, layer)
+    assert geometry is not None
+    given = torch.from_numpy(source)
+    chosen = torch.arange(geometry.positions(given.shape))
+    rows = geometry.rows(given, chosen).double().flatten(1).numpy()
+    means = np.stack([part.mean(0) for part in np.split(rows, len(CLASSES))])
+    total, between = rows.var(0).sum(), means.var(0).sum()
+    return float(np.clip(len(CLASSES) * total / between, len(CLASSES), len(rows)))
 
 
 def check_gram(entry: LayerStatistics, output: Array) -> None:

@@ -16,7 +16,7 @@ from onnxprune.graph.rewrite import rewrite
 from onnxprune.graph.structure import PruningGraph
 from onnxprune.graph.weights import Constants
 from onnxprune.progress import SilentProgress
-from onnxprune.recover.closed_form import Recovery, recover
+from onnxprune.recover.closed_form import HELD_OUT, Recovery, recover
 from tests.model_builder import Builder
 from tests.plain import Array, finished, run, samples
 from tests.recover.nets import branches, folded, resnet
@@ -174,7 +174,7 @@ def test_the_reported_errors_are_those_at_the_join() -> None:
     pruned, result = recovered(graph, plan, inputs)
     target = Targets(graph).of(last)
     assert target.shortcut is not None and result.fits[0].layer == last.name
-    held = inputs[4::5]
+    held = inputs[HELD_OUT - 1 :: HELD_OUT]
     one, two = (run(model, {"x": held}, [target.tensor])[target.tensor] for model in (graph.model, pruned))
     one, two = (np.maximum(value, 0) for value in (one, two))  # a Relu is all that reads the join
     assert np.isclose(((one - two) ** 2).mean((0, 2, 3)).sum(), result.fits[0].error_before, rtol=1e-4)
@@ -261,7 +261,7 @@ def test_noise_to_fit_is_refused() -> None:
 def test_too_few_samples_to_hold_any_out() -> None:
     graph = analyze_graph(resnet())
     plan = random_plan(graph, 0, 0.3)
-    _, result = recovered(graph, plan, samples(graph, 3))
+    _, result = recovered(graph, plan, samples(graph, HELD_OUT - 1))
     assert {fit.reason for fit in result.fits} == {"too few samples to hold any out"}
 
 

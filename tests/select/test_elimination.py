@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from onnxprune.select.elimination import RIDGE, Compensation, eliminate
+from onnxprune.select.elimination import OPTIMISM, RIDGE, Compensation, eliminate
 
 Array = npt.NDArray[np.float64]
 
@@ -80,6 +80,19 @@ def test_losses_are_those_of_a_refit(rows: int) -> None:
     losses = given.state().losses(units)
     assert np.allclose(losses, [given.loss([unit]) for unit in units], rtol=1e-6)
     assert given.state().losses(np.array([99, 3]))[0] == 0.0  # a unit that the layer does not read
+
+
+def test_what_few_independent_rows_show_is_dearer_elsewhere() -> None:
+    """Losses grow by OPTIMISM for each unit that is refitted and each independent row."""
+    given = problem(4, UNEVEN)
+    gram, matrix = torch.from_numpy(given.rows.T @ given.rows), torch.from_numpy(given.matrix)
+    priced = Compensation(gram, matrix, given.columns, 400, given.weight, independent=40.0)
+    plain = given.state()
+    units = np.array([3, 4, 5, 7, 11])
+    assert np.allclose(priced.losses(units), (1 + 5 * OPTIMISM / 40) * plain.losses(units), rtol=1e-9)
+    first = np.array([11, 4])
+    assert np.isclose(priced.remove(first), (1 + 5 * OPTIMISM / 40) * plain.remove(first), rtol=1e-9)
+    assert np.allclose(priced.losses(units), (1 + 3 * OPTIMISM / 40) * plain.losses(units), rtol=1e-9)
 
 
 @pytest.mark.parametrize("rows", (400, 9))

@@ -14,6 +14,7 @@ from onnxprune.graph.weights import Constants
 from onnxprune.profile.session import open_session
 from onnxprune.profile.statistics import LayerStatistics, collect_statistics
 from onnxprune.progress import SilentProgress
+from onnxprune.select.elimination import OPTIMISM
 from onnxprune.select.graph_penalty import GraphPenalty
 from onnxprune.select.penalties import L1
 from onnxprune.select.problem import term_value
@@ -170,11 +171,12 @@ def test_what_is_not_needed_goes_first(method: str) -> None:
     for entry in ranked.values():
         assert sorted(entry.order.tolist()) == list(range(len(entry.group.units)))
         assert entry.loss[0] == 0 and (np.diff(entry.loss) >= 0).all()
-        # With every unit gone only the mean is left, and the loss is relative to the variance; few rows
-        # shrink the covariances.
+        # With every unit gone only the mean is left, and the loss is relative to the variance, though dearer
+        # while many units are refitted; few rows shrink the covariances.
         (reader,) = (statistics[name] for name in entry.group.consumers)
         slack = 0.02 + 2 * reader.columns.shape[1] / reader.rows
-        assert np.isclose(entry.loss[-1], 1.0, atol=slack)
+        dearest = 1.0 + OPTIMISM * len(reader.units) / reader.independent
+        assert 1.0 - slack <= entry.loss[-1] <= dearest + slack
 
 
 def test_a_repeated_unit_goes_for_almost_nothing() -> None:
@@ -195,7 +197,9 @@ def test_losses_of_a_grouped_reader_add_up_to_its_variance() -> None:
     groups = list(graph.groups)
     terms = contribution_terms(groups, statistics, classwise=True)
     for entry in lasso_rankings(groups, statistics, terms, LassoSettings()):
-        assert np.isclose(entry.loss[-1], 1.0, atol=0.06)
+        (reader,) = (statistics[name] for name in entry.group.consumers)
+        dearest = 1.0 + OPTIMISM * len(reader.units) / reader.independent
+        assert 0.94 <= entry.loss[-1] <= dearest + 0.06
 
 
 def test_groups_without_statistics_are_passed_over() -> None:
@@ -216,7 +220,7 @@ def explicit(seed: int, units: np.ndarray, classes: int = 3) -> tuple[LayerStati
     nothing = torch.zeros(1, 1, 1)
     entry = LayerStatistics(
         layer, units, units[None], nothing, nothing, parts @ parts.transpose(0, 2, 1),
-        np.ones((classes, 2)), float(random.uniform(1, 5)), int(random.integers(10, 50)),
+        np.ones((classes, 2)), float(random.uniform(1, 5)), int(random.integers(10, 50)), 10.0,
     )  # fmt: skip
     return entry, parts / np.sqrt(entry.energy * entry.rows)
 
