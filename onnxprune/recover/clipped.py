@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
-from onnxprune.recover.fit import Fit, Ridge, Sums
+from onnxprune.recover.fit import Fit
 from onnxprune.recover.rows import Response, Rows
 
 STEPS = 5
@@ -22,31 +23,27 @@ STEPS = 5
 
 def fit_clipped(
     response: Response,
-    fit: tuple[Sequence[Rows], Sums],
+    fit: Sequence[Rows],
     held_out: Sequence[Rows],
     old: Tensor,
     linear: Fit,
     *,
-    constant: bool,
     rounded: Callable[[Tensor], Tensor] | None = None,
 ) -> Fit:
     """Go on from a fit that ignored the clip, with its ridge; errors are those behind the clip.
 
-    ``fit`` holds rows and their sums (see `Response.sums`). ``linear`` stays where its error on the
-    held-out rows is the smaller one.
-    ``rounded`` is as in `fit_matrix`.
+    ``linear`` is that fit, of the rows in ``fit``; it stays where its error on the ``held_out`` rows is the
+    smaller one. ``rounded`` is as in `fit_matrix`.
     """
-    parts, sums = fit
-    ridge = Ridge(sums, old, linear.ridge, constant)
     matrix = point = linear.matrix
     momentum = 1.0
     for _ in range(STEPS):
-        after = ridge.solve(response.pulls(parts, point))
+        after = linear.solver.solve(response.pulls(fit, point))
         following = 0.5 * (1.0 + math.sqrt(1.0 + 4.0 * momentum**2))
         point = after + (momentum - 1.0) / following * (after - matrix)
         matrix, momentum = after, following
     stored = [entry if rounded is None else rounded(entry) for entry in (old, linear.matrix, matrix)]
     before, without, error = (response.error(held_out, entry) for entry in stored)
     if without <= error:
-        return Fit(linear.matrix, linear.ridge, before, without)
-    return Fit(matrix, linear.ridge, before, error)
+        return replace(linear, error_before=before, error_after=without)
+    return Fit(matrix, linear.solver, before, error)

@@ -216,9 +216,7 @@ class _Run:
             sums, held_sums, old, constant=constant, weights=response.importance, rounded=rounded
         )
         if target.clip.clips:
-            result = fit_clipped(
-                response, (fit, sums), held_out, old, result, constant=constant, rounded=rounded
-            )
+            result = fit_clipped(response, fit, held_out, old, result, rounded=rounded)
         if result.helps:
             self._write(problem, matrix, result.matrix.cpu().numpy())
         return LayerFit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -46,12 +47,17 @@ class Sums:
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted matrix (G, d, O), the ridge that was chosen, and held-out errors before and after."""
+    """A fitted matrix (G, d, O), the solver that gave it, and held-out errors before and after."""
 
     matrix: Tensor
-    ridge: float
+    solver: Ridge
     error_before: float
     error_after: float
+
+    @property
+    def ridge(self) -> float:
+        """The ridge that was chosen."""
+        return self.solver.strength
 
     @property
     def helps(self) -> bool:
@@ -68,6 +74,7 @@ class Ridge:
 
     def __init__(self, sums: Sums, old: Tensor, strength: float, constant: bool) -> None:
         """Factor the Gram matrix of ``sums``."""
+        self.strength = strength
         self._count = max(1, sums.count)
         self._old = old
         left = sums.rows_rows / self._count
@@ -78,15 +85,15 @@ class Ridge:
         floor = 1e-10 * diagonal.mean(1) + 1e-30
         shrink = torch.zeros_like(diagonal)
         shrink[:, :penalised] = (strength * diagonal[:, :penalised].mean(1) + floor)[:, None]
-        self._left = left + torch.diag_embed(shrink)
+        left = left + torch.diag_embed(shrink)
         self._pull = shrink[:, :, None] * old
-        factor, failed = torch.linalg.cholesky_ex(self._left)
-        self._factor = None if failed.any() else factor
+        self._factor, failed = torch.linalg.cholesky_ex(left)
+        self._left: Tensor | None = left if failed.any() else None
 
     def solve(self, rows_targets: Tensor) -> Tensor:
         """The matrix for the sums ``rows_targets``, both (G, d, O); the old one where they aren't finite."""
         right = rows_targets / self._count + self._pull
-        if self._factor is not None:
+        if self._left is None:
             return torch.cholesky_solve(right, self._factor)
         if not (self._left.isfinite().all() and right.isfinite().all()):
             return self._old
@@ -116,15 +123,25 @@ def fit_matrix(
         each = held_out.error(matrix if rounded is None else rounded(matrix))
         return float((each if weights is None else each * weights).sum())
 
-    def solve(strength: float) -> Tensor:
-        return Ridge(fit, old, strength, constant).solve(fit.rows_targets)
+    best: Fit | None = None
+    before = error(old)
 
-    after, ridge = _lowest(lambda strength: error(solve(strength)))
-    return Fit(solve(ridge), ridge, error(old), after)
+    def look(strength: float) -> float:
+        nonlocal best  # the lowest alone is kept: a factor may take hundreds of megabytes
+        solver = Ridge(fit, old, strength, constant)
+        matrix = solver.solve(fit.rows_targets)
+        after = error(matrix)
+        if best is None or after < best.error_after or math.isnan(best.error_after):
+            best = Fit(matrix, solver, before, after)
+        return after
+
+    _descend(look)
+    assert best is not None
+    return best
 
 
-def _lowest(error: Callable[[float], float]) -> tuple[float, float]:
-    """The error and the ridge at the bottom of the valley that downhill steps from the middle lead to.
+def _descend(error: Callable[[float], float]) -> None:
+    """Look at ridges, downhill from the middle to the bottom of the valley.
 
     Errors fall with the ridge, then rise; each look costs a factorisation.
     """
@@ -135,10 +152,7 @@ def _lowest(error: Callable[[float], float]) -> tuple[float, float]:
             found[index] = error(RIDGES[index])
         return found[index]
 
-    here = len(RIDGES) // 2
-    while True:
+    here, last = len(RIDGES) // 2, -1
+    while here != last:
         around = [index for index in (here - 1, here, here + 1) if 0 <= index < len(RIDGES)]
-        best = min(around, key=look)
-        if best == here:
-            return look(here), RIDGES[here]
-        here = best
+        here, last = min(around, key=look), here

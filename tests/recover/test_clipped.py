@@ -77,7 +77,7 @@ def fitted(response: Response, parts: list[Rows], held_out: list[Rows] | None = 
     sums, held = (response.sums(rows, (groups, size, outputs)) for rows in (parts, held_out))
     old = torch.zeros(groups, size, outputs, dtype=torch.float64)
     linear = fit_matrix(sums, held, old, constant=False)
-    return linear, fit_clipped(response, (parts, sums), held_out, old, linear, constant=False)
+    return linear, fit_clipped(response, parts, held_out, old, linear)
 
 
 @pytest.mark.parametrize("shortcut", (False, True))
