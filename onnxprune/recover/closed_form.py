@@ -7,52 +7,35 @@ minus the pruned model's shortcut (METHOD section 5), as far as the activation b
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from torch import Tensor
 
-from onnxprune.graph.fold import captured
-from onnxprune.graph.joins import Target, Targets
+from onnxprune.graph.joins import Targets
 from onnxprune.graph.kept import Kept
-from onnxprune.graph.plan import Plan, kept_indices
+from onnxprune.graph.plan import Plan
 from onnxprune.graph.structure import Layer, PruningGraph
-from onnxprune.graph.units import is_depthwise
-from onnxprune.graph.weights import (
-    Affine,
-    Constants,
-    FloatArray,
-    add_shift,
-    can_shift,
-    read_bias,
-    read_matrix,
-    rounded_matrix,
-    write_matrix,
-)
-from onnxprune.profile.geometry import Geometry, choose_positions, layer_geometry
+from onnxprune.graph.weights import Constants
+from onnxprune.profile.geometry import layer_geometry
 from onnxprune.profile.session import open_session
-from onnxprune.progress import Progress
+from onnxprune.progress import Progress, Stage
+from onnxprune.recover.affected import Branch, affected_layers, find_branches
 from onnxprune.recover.clipped import fit_clipped
 from onnxprune.recover.fit import Sums, fit_matrix
-from onnxprune.recover.rows import Response, Rows
-from onnxprune.recover.walker import Walker
+from onnxprune.recover.problem import LayerWeights, Problem, is_held_out
+from onnxprune.recover.producers import can_judge, move
+from onnxprune.recover.rows import Rows
+from onnxprune.recover.walker import Mark, Walker
 
-ROWS = (16_384, 65_536)
-"""Fewest and most rows aimed at for a layer."""
+ROUNDS = 3
+"""Most times that the layers in front of one are moved, and it is fitted anew."""
 
-ROWS_PER_COLUMN = 128
-"""Rows aimed at for each column of a layer's rows, between those bounds."""
-
-_ROW_BYTES = 1 << 30
-"""Most bytes of rows and targets held for a layer."""
-
-HELD_OUT = 10
-"""Every tenth sample chooses the ridge, decides whether a fit is kept, and joins none."""
+LEAST_GAIN = 0.02
+"""A round that lowers the held-out error by less than this share is the last."""
 
 
 @dataclass(frozen=True)
@@ -113,14 +96,12 @@ def recover(
         model, inputs, _pruned_shapes(graph, plan), batch=batch, provider=provider, threads=threads
     )
     generator = torch.Generator().manual_seed(seed)
-    run = _Run(graph, plan, original, changed, Constants(model), Targets(graph), generator, new_bias)
-    affected = _affected(graph, plan)
-    fits = []
+    affected, targets = affected_layers(graph, plan), Targets(graph)
+    branches = find_branches(graph, plan, affected, targets)
+    run = _Run(graph, plan, original, changed, Constants(model), targets, branches, generator, new_bias)
     with progress.stage("recover", len(affected)) as stage:
-        for layer in affected:
-            fits.append(run.refit(layer))
-            stage.advance()
-    return Recovery(model, tuple(fits))
+        fits = tuple(run.fits(affected, stage))
+    return Recovery(model, fits)
 
 
 def _whole_batches(inputs: npt.NDArray[np.generic], batch: int) -> npt.NDArray[np.generic]:
@@ -129,47 +110,9 @@ def _whole_batches(inputs: npt.NDArray[np.generic], batch: int) -> npt.NDArray[n
     return inputs[np.arange(count) % len(inputs)]
 
 
-def _affected(graph: PruningGraph, plan: Plan) -> list[Layer]:
-    """Layers whose inputs differ from the original's: they read removed units, or follow what does."""
-    tainted: set[str] = set()
-    layers = {layer.output: layer for layer in graph.layers}
-    found = []
-    for node in graph.model.graph.node:
-        sources = [*node.input, *captured(node)]
-        layer = layers.get(node.output[0])
-        hit = any(name in tainted for name in sources)
-        if layer is None or is_depthwise(layer):
-            # Units that end here were summed over, as in a product of two activations.
-            hit = hit or bool(_removed(graph, plan, sources) - _removed(graph, plan, node.output))
-        else:
-            hit = hit or not kept_indices(plan.keep, layer.in_units).all()
-        if hit:
-            tainted.update(node.output)
-            if layer is not None:
-                found.append(layer)
-    return found
-
-
-def _removed(graph: PruningGraph, plan: Plan, names: Iterable[str]) -> set[int]:
-    """The units on any axis of the tensors named that the plan removes."""
-    axes = [units for name in names for units in graph.axes.get(name, ()) if units is not None]
-    return {int(unit) for units in axes for unit in np.unique(units[~kept_indices(plan.keep, units)])}
-
-
 def _pruned_shapes(graph: PruningGraph, plan: Plan) -> dict[str, tuple[int, ...]]:
     kept = Kept(graph, plan)
     return {name: kept.new_shape(name) for name in graph.shapes}
-
-
-def _pruned_layer(layer: Layer, plan: Plan, node: onnx.NodeProto) -> Layer:
-    """The layer as the pruned model has it."""
-    groups = next((entry.i for entry in node.attribute if entry.name == "group"), 1)
-    return replace(
-        layer,
-        groups=groups,
-        in_units=layer.in_units[kept_indices(plan.keep, layer.in_units)],
-        out_units=layer.out_units[kept_indices(plan.keep, layer.out_units)],
-    )
 
 
 @dataclass(frozen=True)
@@ -182,66 +125,111 @@ class _Run:
     changed: Walker
     constants: Constants
     targets: Targets
+    branches: dict[str, Branch]
     generator: torch.Generator
     new_bias: bool
 
+    weights: dict[str, LayerWeights] = field(default_factory=dict)
+
+    def fits(self, affected: list[Layer], stage: Stage) -> Iterator[LayerFit]:
+        """Fit every affected layer in graph order; at the end of each branch, move those in front of it."""
+        names = {layer.name for layer in affected}
+        producing = {layer.name for branch in self.branches.values() for layer in branch.producers}
+        starts: dict[str, tuple[Branch, Mark]] = {}
+        for layer in self.graph.layers:
+            if layer.name in self.branches:
+                self.changed.advance(layer.name)
+                branch = self.branches[layer.name]
+                starts[branch.reader.name] = branch, self.changed.mark()
+            if layer.name not in names:
+                continue
+            fit = self.refit(layer)
+            if layer.name in starts:
+                fit = self.serve(*starts.pop(layer.name), fit)
+            if layer.name not in producing:
+                self.weights.pop(layer.name, None)
+            yield fit
+            stage.advance()
+
+    def serve(self, branch: Branch, start: Mark, fit: LayerFit) -> LayerFit:
+        """Move the branch's producers to what its reader lacks, and fit that anew, as long as it pays."""
+        reader = self.weights.get(branch.reader.name)
+        producers = [self.weights[layer.name] for layer in branch.producers if self._opened(layer) is None]
+        for _ in range(ROUNDS):
+            if reader is None or not fit.kept or not can_judge(self.changed):
+                break
+            self.changed.rewind(start)
+            left = 1.0
+            for producer in producers:
+                self.changed.advance(producer.problem.layer.name)
+                moved = move(producer, reader.problem, self.original, self.changed, self.generator)
+                left *= moved.error_after / moved.error_before if moved else 1.0
+            if left < 1.0:
+                again = self.refit(branch.reader)
+                fit = replace(again, error_before=fit.error_before) if again.kept else fit
+            if left > 1.0 - LEAST_GAIN:
+                break
+        for layer in branch.producers:
+            self.weights.pop(layer.name, None)
+        return fit
+
     def refit(self, layer: Layer) -> LayerFit:
         """Fit one layer on the activations at the current cut, and write its weights."""
-        geometry = layer_geometry(self.graph, layer)
-        if geometry is None:
-            return LayerFit(layer.name, 0.0, 0.0, 0.0, False, f"a {layer.op} of this form is not fitted")
-        if not self.constants.writable(layer.weight):
-            return LayerFit(layer.name, 0.0, 0.0, 0.0, False, "its weights are packed below a byte")
+        reason = self._opened(layer)
+        if reason is not None:
+            return LayerFit(layer.name, 0.0, 0.0, 0.0, False, reason)
         self.original.advance(layer.name)
         self.changed.advance(layer.name)
-        small = _pruned_layer(layer, self.plan, self.constants.node(layer.name))
-        target = self.targets.of(layer)
-        stays = kept_indices(self.plan.keep, layer.out_units)
-        affine = target.affine.select(stays)
-        constant = can_shift(self.constants, small, affine, new_bias=self.new_bias)
-        problem = _Problem(
-            small, replace(geometry, groups=small.groups), target, affine, torch.from_numpy(stays), constant
-        )
-        matrix = read_matrix(self.constants, small)
-        if constant:
-            bias = read_bias(self.constants, small, len(stays.nonzero()[0]))
-            matrix = np.concatenate([matrix, bias.reshape(small.groups, 1, -1)], axis=1)
-        shape = (small.groups, matrix.shape[1], matrix.shape[2])
+        weights = self.weights[layer.name]
+        problem, shape = weights.problem, weights.shape
         response = problem.response(self.changed.device)
-        old = torch.from_numpy(matrix).to(self.changed.device)
-        fit, held_out = self._rows(problem, shape)
-        sums, held_sums = response.sums(fit, shape), response.sums(held_out, shape)
-        rounded = partial(self._rounded, problem) if self.constants.quantized(layer.weight) else None
-        result = fit_matrix(
-            sums, held_sums, old, constant=constant, weights=response.importance, rounded=rounded
+        before, now = (
+            torch.from_numpy(matrix).to(self.changed.device) for matrix in (weights.before, weights.now)
         )
-        if target.clip.clips:
-            result = fit_clipped(response, fit, held_out, old, result, rounded=rounded)
-        if result.helps:
-            self._write(problem, matrix, result.matrix.cpu().numpy())
+        fit, held_out = self._rows(weights)
+        sums, held_sums = response.sums(fit, shape), response.sums(held_out, shape)
+        rounded = weights.rounded if weights.quantized else None
+        result = fit_matrix(
+            sums, held_sums, before, constant=problem.constant, weights=response.importance, rounded=rounded
+        )
+        weights.solver = result.solver  # for moving the layer; its weights are forgotten soon if nobody does
+        if problem.target.clip.clips:
+            result = fit_clipped(response, fit, held_out, before, result, rounded=rounded)
+        standing = result.error_before
+        if weights.now is not weights.before:
+            standing = min(standing, response.error(held_out, now if rounded is None else rounded(now)))
+        kept = result.error_after < standing
+        if kept:
+            weights.write(result.matrix.cpu().numpy())
         return LayerFit(
             layer.name,
             result.error_before,
             result.error_after,
             result.ridge,
-            result.helps,
-            "" if result.helps else _why_not(held_sums),
+            kept,
+            "" if kept else _why_not(held_sums),
         )
 
-    def _rows(self, problem: _Problem, shape: tuple[int, int, int]) -> tuple[list[Rows], list[Rows]]:
-        """Rows of the pruned model with what the original gives for them: (for fitting, held out).
+    def _opened(self, layer: Layer) -> str | None:
+        """Read the layer's weights, once; why it can't be fitted, or None."""
+        if layer.name not in self.weights:
+            geometry = layer_geometry(self.graph, layer)
+            if geometry is None:
+                return f"a {layer.op} of this form is not fitted"
+            if not self.constants.writable(layer.weight):
+                return "its weights are packed below a byte"
+            problem = Problem.of(
+                layer, geometry, self.targets.of(layer), self.plan, self.constants, new_bias=self.new_bias
+            )
+            self.weights[layer.name] = LayerWeights(self.constants, problem)
+        return None
 
-        ``shape`` is that of the matrix to fit: (groups, d, outputs).
-        """
-        layer, geometry, target = problem.layer, problem.geometry, problem.target
-        device = self.changed.device
-        groups, size, outputs = shape
+    def _rows(self, weights: LayerWeights) -> tuple[list[Rows], list[Rows]]:
+        """Rows of the pruned model with what the original gives for them: (for fitting, held out)."""
+        problem = weights.problem
+        layer, target, device = problem.layer, problem.target, self.changed.device
         sources = [layer.input, *([target.shortcut] if target.shortcut else [])]
         step = min(self.original.batch_size([target.tensor]), self.changed.batch_size(sources))
-        rows = min(
-            ROWS[1], max(ROWS[0], ROWS_PER_COLUMN * size), _ROW_BYTES // (4 * groups * (size + 2 * outputs))
-        )
-        kept = problem.stays.nonzero()[:, 0]
         fit: list[Rows] = []
         held_out: list[Rows] = []
         streams = zip(
@@ -249,68 +237,17 @@ class _Run:
         )
         for (samples, actual), (_, true) in streams:
             source = actual[layer.input].to(device)
-            chosen = choose_positions(
-                geometry.positions(source.shape), self.changed.samples, rows, self.generator
+            chosen = problem.choose(source, self.changed.samples, weights.shape, self.generator)
+            goal = problem.at_output(true[target.tensor].to(device), chosen, problem.kept)
+            shortcut = (
+                problem.at_output(actual[target.shortcut].to(device), chosen) if target.shortcut else None
             )
-
-            def at(values: Tensor, channels: Tensor | None = None, chosen: Tensor = chosen) -> Tensor:
-                return geometry.targets(values.to(device), chosen, channels).transpose(0, 1).contiguous()
-
-            goal = at(true[target.tensor], kept)
-            inputs = geometry.rows(source, chosen).transpose(0, 1)
-            if problem.constant:
-                inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:-1], 1)], dim=-1)
-            found = Rows(inputs.contiguous(), goal, at(actual[target.shortcut]) if target.shortcut else None)
-            count = samples.stop - samples.start
-            number = samples.start + torch.arange(inputs.shape[1], device=device) * count // inputs.shape[1]
-            held = number % HELD_OUT == HELD_OUT - 1
-            fit.append(found.select(~held))
-            held_out.append(found.select(held))
+            found = Rows(problem.rows(source, chosen), goal, shortcut)
+            held = is_held_out(samples).to(device)
+            number = torch.arange(found.count, device=device) * len(held) // found.count
+            fit.append(found.select(~held[number]))
+            held_out.append(found.select(held[number]))
         return fit, held_out
-
-    def _rounded(self, problem: _Problem, matrix: Tensor) -> Tensor:
-        """What is left of a fitted matrix when it is stored on the scale of the weights."""
-        values = matrix.cpu().numpy()
-        weights = values[:, :-1] if problem.constant else values
-        stored = rounded_matrix(self.constants, problem.layer, weights)
-        whole = np.concatenate([stored, values[:, weights.shape[1] :]], axis=1)
-        return torch.from_numpy(whole).to(matrix)
-
-    def _write(self, problem: _Problem, old: FloatArray, new: FloatArray) -> None:
-        """Write the fitted matrix, and the change of its constant, leaving out channels without effect."""
-        layer, affine = problem.layer, problem.affine
-        new = np.where(affine.dead.reshape(layer.groups, 1, -1), old, new)
-        write_matrix(self.constants, layer, new[:, :-1] if problem.constant else new)
-        if problem.constant:
-            add_shift(self.constants, layer, affine, (new[:, -1] - old[:, -1]).reshape(-1))
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """One layer's regression, as the pruned model has the layer.
-
-    ``stays`` (C_out,) masks the original's channels that stay; ``affine`` is that of those. With
-    ``constant`` the matrix has a last row for a column of ones.
-    """
-
-    layer: Layer
-    geometry: Geometry
-    target: Target
-    affine: Affine
-    stays: Tensor
-    constant: bool
-
-    def response(self, device: torch.device) -> Response:
-        """How the layer's output becomes its target, in single precision."""
-        groups = self.layer.groups
-
-        def shaped(values: npt.NDArray[np.generic]) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(values).reshape(groups, 1, -1)).to(device)
-
-        affine = self.affine
-        return Response(
-            shaped(affine.scale).float(), shaped(affine.shift).float(), shaped(affine.dead), self.target.clip
-        )
 
 
 def _why_not(held_out: Sums) -> str:

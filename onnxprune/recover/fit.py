@@ -31,9 +31,13 @@ class Sums:
 
         return cls(zeros(groups, size, size), zeros(groups, size, outputs), zeros(groups, outputs))
 
-    def add(self, rows: Tensor, targets: Tensor) -> None:
-        """Take rows (G, r, d) and targets (G, r, O); products are formed in their own precision."""
-        self.rows_rows += rows.transpose(1, 2) @ rows
+    def add(self, rows: Tensor, targets: Tensor, *, gram: bool = True) -> None:
+        """Take rows (G, r, d) and targets (G, r, O); products are formed in their own precision.
+
+        Without ``gram`` the rows' own products are left out, for who has them already.
+        """
+        if gram:
+            self.rows_rows += rows.transpose(1, 2) @ rows
         self.rows_targets += rows.transpose(1, 2) @ targets
         self.targets_targets += targets.square().sum(1)
         self.count += rows.shape[1]
@@ -92,11 +96,21 @@ class Ridge:
 
     def solve(self, rows_targets: Tensor) -> Tensor:
         """The matrix for the sums ``rows_targets``, both (G, d, O); the old one where they aren't finite."""
-        right = rows_targets / self._count + self._pull
+        return self._solved(rows_targets / self._count + self._pull, self._old)
+
+    def change(self, sums: Sums) -> Tensor:
+        """The change of the matrix (G, d, O) that fits a change of its targets, both as in ``sums``.
+
+        Nothing pulls it; zero where the sums aren't finite.
+        """
+        right = sums.rows_targets / max(1, sums.count)
+        return self._solved(right, torch.zeros_like(right))
+
+    def _solved(self, right: Tensor, otherwise: Tensor) -> Tensor:
         if self._left is None:
             return torch.cholesky_solve(right, self._factor)
         if not (self._left.isfinite().all() and right.isfinite().all()):
-            return self._old
+            return otherwise
         solution: Tensor = torch.linalg.lstsq(self._left, right).solution
         return solution
 

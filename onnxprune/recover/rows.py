@@ -65,9 +65,7 @@ class Response:
 
     def nearest(self, rows: Rows, values: Tensor) -> Tensor:
         """The values at the target that nobody can tell from the original's, nearest to ``values``."""
-        goal, clip = rows.goal, self.clip
-        low, high = values.clamp(max=clip.lower), values.clamp(min=clip.upper)
-        return torch.where(goal <= clip.lower, low, torch.where(goal >= clip.upper, high, goal))
+        return nearest(rows.goal, values, self.clip)
 
     def error(self, parts: Sequence[Rows], matrix: Tensor) -> float:
         """Mean squared error behind the clip, summed over channels; 0 without rows."""
@@ -93,3 +91,11 @@ class Response:
             wanted = self.wanted(rows, self.nearest(rows, self.at_target(rows, matrix)))
             total += rows.inputs.transpose(1, 2) @ wanted
         return total
+
+
+def nearest(goal: Tensor, values: Tensor, clip: Clip) -> Tensor:
+    """The values that look like ``goal`` behind the ``clip``, nearest to ``values``."""
+    if not clip.clips:
+        return goal
+    low, high = values.clamp(max=clip.lower), values.clamp(min=clip.upper)
+    return torch.where(goal <= clip.lower, low, torch.where(goal >= clip.upper, high, goal))

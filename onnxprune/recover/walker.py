@@ -7,7 +7,9 @@ segment between two cuts: in total each node runs about once.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +31,14 @@ _HALF_MAX = 65_504.0
 """The largest number in half precision."""
 
 _BATCH_BYTES = 128 << 20
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A cut at which a walker stood: how many nodes had run, and the activations alive there."""
+
+    done: int
+    alive: Mapping[str, Array]
 
 
 class Walker:
@@ -92,6 +102,40 @@ class Walker:
         self._alive = {name: values[name] for name in kept}
         self._done = cut
 
+    def mark(self) -> Mark:
+        """Where the walker stands, to come back to."""
+        return Mark(self._done, dict(self._alive))
+
+    def rewind(self, mark: Mark) -> None:
+        """Go back to where the walker stood; what lay between is run anew, with the weights of the moment."""
+        self._done, self._alive = mark.done, dict(mark.alive)
+
+    @property
+    def takes_single_samples(self) -> bool:
+        """Whether the model doesn't insist on several samples at a time."""
+        return self._batch in (None, 1)
+
+    def only(self, samples: npt.NDArray[np.int64]) -> Walker:
+        """Another walker at the same cut, with some samples alone; the model has to take single ones."""
+        other = copy.copy(self)
+        other._joint, other._types = set(self._joint), dict(self._types)
+        other._alive = {name: self._chosen(value, samples) for name, value in self._alive.items()}
+        other._samples = len(samples)
+        return other
+
+    def _chosen(self, value: Array, samples: npt.NDArray[np.int64]) -> Array:
+        shape = value.shape[1:]
+        return value.reshape(self._samples, -1, *shape)[samples].reshape(-1, *shape)
+
+    def segment(self, outputs: Sequence[str], fed: str) -> onnx.ModelProto:
+        """A model of its own from the tensors alive, and ``fed`` behind the cut, to ``outputs``."""
+        made = onnx.helper.make_tensor_value_info(fed, onnx.TensorProto.FLOAT, None)
+        return extract(self.model, outputs, [*map(self._stated, self._alive), made])
+
+    def bytes_of(self, name: str) -> int:
+        """Bytes of a tensor for one sample, in single precision."""
+        return 4 * int(np.prod(self._shapes[name]))
+
     def compute(self, names: Sequence[str]) -> dict[str, Array]:
         """Values (n, ...) of tensors at the cut or after it, for all samples; the cut stays."""
         missing = [name for name in names if name not in self._alive]
@@ -99,16 +143,13 @@ class Walker:
         return {name: self._alive[name] if name in self._alive else found[name] for name in names}
 
     def stream(self, names: Sequence[str], size: int) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-        """Values of tensors at the cut or after it, ``size`` samples at a time, as float32 tensors."""
+        """Values of tensors at the cut or after it, ``size`` samples at a time, floats as float32."""
         missing = [name for name in names if name not in self._alive]
         for samples, values in self._run(self._open(missing), size):
             known = {name: self._part(name, samples) for name in names if name in self._alive}
             yield (
                 samples,
-                {
-                    name: torch.from_numpy(np.ascontiguousarray(value)).float()
-                    for name, value in {**known, **values}.items()
-                },
+                {name: _as_tensor(value) for name, value in {**known, **values}.items()},
             )
 
     def batch_size(self, names: Sequence[str]) -> int:
@@ -237,6 +278,11 @@ def _widened(value: Array) -> Array:
     if value.dtype != np.float16:
         return value
     return torch.from_numpy(np.ascontiguousarray(value)).float().numpy()
+
+
+def _as_tensor(value: Array) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(value))
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _joined(parts: list[Array]) -> Array:

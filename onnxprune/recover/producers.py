@@ -1,0 +1,216 @@
+"""Moving the layers in front of a refitted one, so that they serve it instead of their old outputs.
+
+A producer's own fit keeps its remaining outputs what they were; what the layer behind misses is what
+the removed ones carried. So the squared error at that reader's target is carried back to the producer's
+output, the movement wanted there is fitted to the producer's inputs in closed form, and held-out samples
+say how far to go: a Gauss-Newton step whose preconditioner is the inverse Gram matrix of the layer's
+inputs (auxiliary coordinates: Carreira-Perpinan & Wang, AISTATS 2014; Benzing, ICML 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onnxprune.errors import ModelError
+from onnxprune.graph.joins import Clip
+from onnxprune.graph.weights import FloatArray
+from onnxprune.recover.executor import Executor
+from onnxprune.recover.fit import Ridge, Sums
+from onnxprune.recover.problem import HELD_OUT, LayerWeights, Problem, is_held_out
+from onnxprune.recover.rows import nearest
+from onnxprune.recover.walker import Walker
+
+RIDGE = 1e-2
+"""Strength of the ridge for a producer that was not fitted, because its inputs are the original's."""
+
+STEPS = (1 / 64, 64.0)
+"""Shortest and longest step looked at, in units of what the curvature along the pull suggests."""
+
+_GOAL_BYTES = 256 << 20
+"""Most bytes of the original's values that are held to judge steps by."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """Held-out squared error at the reader's target, before and after a producer was moved."""
+
+    error_before: float
+    error_after: float
+
+
+def move(
+    producer: LayerWeights, reader: Problem, original: Walker, changed: Walker, generator: torch.Generator
+) -> Move | None:
+    """Move ``producer`` towards what brings ``reader`` closer to its target, and write its weights.
+
+    ``changed`` walks the pruned model and stands in front of the producer; ``original`` stands nowhere
+    behind the target. None, and nothing changed, where no step lowers the held-out error, and where
+    the model from the producer to the target can't be run backwards. See `can_judge`.
+    """
+    try:
+        behind = _Behind.of(producer.problem, reader, changed)
+        step = _step(producer, reader, behind, original, changed, generator)
+    except ModelError:  # an op, or a form of it, that the executor doesn't have
+        return None
+    if step is None:
+        return None
+    start = producer.now
+    judge = _judge(reader, original, changed)
+
+    def error(length: float) -> float:
+        producer.write(start + length * step)
+        return judge()
+
+    standing = judge()
+    length, after = line_search(error, standing)
+    producer.write(start + length * step)
+    return Move(standing, after) if length else None
+
+
+def can_judge(changed: Walker) -> bool:
+    """Whether held-out samples can say how far to move: there are some, and the model takes them alone."""
+    return changed.takes_single_samples and changed.samples >= HELD_OUT
+
+
+def line_search(error: Callable[[float], float], standing: float) -> tuple[float, float]:
+    """The step with the lowest error, and that error: (0, ``standing``) where none improves on it.
+
+    Doubles from 1 while that helps, or halves until it does, then looks at the bottom of the parabola
+    through the best step and its neighbours.
+    """
+    found = {0.0: standing, 1.0: error(1.0)}
+    step = 1.0
+    if found[step] < standing:
+        while found[step] == min(found.values()) and step < STEPS[1]:
+            step *= 2
+            found[step] = error(step)
+    else:
+        while not found[step] < standing and step > STEPS[0]:
+            step /= 2
+            found[step] = error(step)
+    steps = sorted(found)
+    best = min(steps, key=found.__getitem__)
+    place = steps.index(best)
+    if 0 < place < len(steps) - 1:
+        around = steps[place - 1 : place + 2]
+        curve, slope, _ = np.polyfit(around, [found[near] for near in around], 2)
+        if curve > 0:
+            bottom = float(-slope / (2 * curve))
+            found[bottom] = error(bottom)
+            best = min(found, key=found.__getitem__)
+    return best, found[best]
+
+
+@dataclass(frozen=True)
+class _Behind:
+    """The pruned model from a producer's output to its reader's target, in torch.
+
+    Movements of the producer's output are measured behind the normalisation that follows it, as if that
+    were folded into the layer: ``metric`` (C,) is its inverse squared scale, 0 for channels without effect.
+    """
+
+    executor: Executor
+    read: tuple[str, ...]
+    output: str
+    channel_axis: int
+    metric: Tensor
+    target: str
+    clip: Clip
+
+    @classmethod
+    def of(cls, producer: Problem, reader: Problem, changed: Walker) -> _Behind:
+        """Cut it out; ModelError where the executor can't run it."""
+        output, target = producer.layer.output, reader.target.tensor
+        segment = changed.segment([target], output)
+        executor = Executor(segment, trainable=(), device=changed.device)
+        read = tuple(value.name for value in segment.graph.input)
+        scale = np.where(producer.affine.dead, np.inf, producer.affine.scale)
+        metric = torch.from_numpy(scale**-2.0).float().to(changed.device)
+        return cls(executor, read, output, producer.layer.channel_axis, metric, target, reader.target.clip)
+
+    def missing(self, values: Tensor, given: Mapping[str, Tensor], goal: Tensor) -> Tensor:
+        """What the target lacks, as far as it can be seen, when the producer gives ``values``."""
+        feed = {name: values if name == self.output else given[name] for name in self.read}
+        seen: Tensor = self.executor(feed)[self.target]
+        return nearest(goal, seen.detach(), self.clip) - seen
+
+    def pull(self, given: Mapping[str, Tensor], goal: Tensor) -> tuple[Tensor, float]:
+        """Where the producer's values should go: down the gradient of half the squared error, and how far.
+
+        The length is where a parabola along the pull has its bottom, by the outputs' first difference.
+        """
+        values = given[self.output].requires_grad_(True)
+        missing = self.missing(values, given, goal)
+        (gradient,) = torch.autograd.grad(0.5 * missing.square().sum(), values)
+        with torch.no_grad():
+            pull = -(gradient.movedim(self.channel_axis, -1) * self.metric).movedim(-1, self.channel_axis)
+            small = 1e-2 * values.square().mean().sqrt() / pull.square().mean().sqrt().clamp_min(1e-30)
+            change = (missing - self.missing(values + small * pull, given, goal)) / small
+            length = (change * missing).sum() / change.square().sum().clamp_min(1e-30)
+        return pull, float(length)
+
+
+def _step(
+    producer: LayerWeights,
+    reader: Problem,
+    behind: _Behind,
+    original: Walker,
+    changed: Walker,
+    generator: torch.Generator,
+) -> FloatArray | None:
+    """The change (G, d, O) of the producer's matrix that the samples which learn ask for; None: nothing."""
+    problem, target, device = producer.problem, reader.target.tensor, changed.device
+    layer = problem.layer
+    sources = list(dict.fromkeys([layer.input, layer.output, *behind.read]))
+    size = min(original.batch_size([target]), changed.batch_size([*sources, target]))
+    sums = Sums.zeros(*producer.shape, device)
+    lengths: list[float] = []
+    streams = zip(changed.stream(sources, size), original.stream([target], size), strict=True)
+    for (samples, actual), (_, true) in streams:
+        learning = ~is_held_out(samples)
+        if not learning.any():
+            continue
+        given = {name: _of_samples(value, learning).to(device) for name, value in actual.items()}
+        goal = _of_samples(reader.common(true[target]), learning).to(device)
+        pull, length = behind.pull(given, goal)
+        lengths.append(length)
+        chosen = problem.choose(given[layer.input], changed.samples, producer.shape, generator)
+        rows = problem.rows(given[layer.input], chosen)
+        sums.add(rows, problem.at_output(pull, chosen), gram=producer.solver is None)
+    if producer.solver is None:
+        zero = torch.zeros(producer.shape, dtype=torch.float64, device=device)
+        producer.solver = Ridge(sums, zero, RIDGE, problem.constant)
+    step = producer.solver.change(sums).cpu().numpy() * float(np.median(lengths))
+    return step if np.isfinite(step).all() and step.any() else None
+
+
+def _judge(reader: Problem, original: Walker, changed: Walker) -> Callable[[], float]:
+    """The squared error at the target with the weights of the moment, on samples that are held out."""
+    target = reader.target.tensor
+    size = changed.batch_size([target])
+    most = max(1, _GOAL_BYTES // original.bytes_of(target))
+    held = np.arange(HELD_OUT - 1, changed.samples, HELD_OUT)[:most]
+    goals = reader.common(torch.from_numpy(original.only(held).compute([target])[target]).float())
+    goals = goals.reshape(len(held), -1, *goals.shape[1:])
+    walker = changed.only(held)
+
+    def error() -> float:
+        total = 0.0
+        for samples, values in walker.stream([target], size):
+            seen = values[target]
+            missing = nearest(goals[samples].reshape(seen.shape), seen, reader.target.clip) - seen
+            total += float(missing.square().sum(dtype=torch.float64))
+        return total
+
+    return error
+
+
+def _of_samples(values: Tensor, mask: Tensor) -> Tensor:
+    """The rows of those samples that a mask (n,) names; a sample may have several."""
+    rest = values.shape[1:]
+    return values.reshape(len(mask), -1, *rest)[mask].reshape(-1, *rest)
