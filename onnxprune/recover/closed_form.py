@@ -3,6 +3,7 @@
 In graph order, every layer behind the first removal is regressed on the pruned model's actual
 inputs, towards what the original gives: its output, or at a residual join the original's join
 minus the pruned model's shortcut (METHOD section 5), as far as the activation behind lets it be seen.
+Then the layers in front that serve it alone are moved to what it still lacks; see `producers`.
 """
 
 from __future__ import annotations
