@@ -146,6 +146,8 @@ class _Behind:
         """
         values = given[self.output].requires_grad_(True)
         missing = self.missing(values, given, goal)
+        if not missing.requires_grad:  # what lies between knows steps only, such as a cast to integers
+            return torch.zeros_like(values, requires_grad=False), 0.0
         (gradient,) = torch.autograd.grad(0.5 * missing.square().sum(), values)
         with torch.no_grad():
             pull = -(gradient.movedim(self.channel_axis, -1) * self.metric).movedim(-1, self.channel_axis)

@@ -11,6 +11,7 @@ from onnxprune.graph.joins import Targets
 from onnxprune.graph.plan import keep_all
 from onnxprune.graph.rewrite import rewrite
 from onnxprune.graph.structure import PruningGraph
+from onnxprune.graph.weights import Constants
 from onnxprune.progress import SilentProgress
 from onnxprune.recover import closed_form
 from onnxprune.recover.affected import affected_layers, find_branches
@@ -98,3 +99,20 @@ def test_moved_producers_bring_new_data_closer(norm: bool, monkeypatch: pytest.M
     monkeypatch.setattr(closed_form, "ROUNDS", 0)
     fitted = [left(seed) for seed in range(4)]
     assert sum(moved) < 0.95 * sum(fitted)
+
+
+def test_what_cannot_be_run_backwards_leaves_the_producer_as_it_is() -> None:
+    b = Builder()
+    x = b.conv(b.input((1, 3, 6, 6), dynamic=True), 6, 3)
+    for kind in (onnx.TensorProto.INT32, onnx.TensorProto.FLOAT):
+        x = b.shaped(b.node("Cast", [x], to=kind), 1, 6, 6, 6)
+    graph = analyze_graph(finished(b, b.conv(x, 3, 1)))
+    plan = keep_all(graph)
+    plan.keep[graph.layers[0].out_units[::2]] = False
+    pruned = rewrite(graph, plan)
+    result = recover(
+        graph, plan, pruned, samples(graph, 60), provider="cpu", threads=1, progress=SilentProgress()
+    )
+    before, after = Constants(pruned), Constants(result.model)
+    weight = graph.layers[0].weight
+    assert before.read(weight).tobytes() == after.read(weight).tobytes()
