@@ -129,7 +129,6 @@ class _Run:
     branches: dict[str, Branch]
     generator: torch.Generator
     new_bias: bool
-
     weights: dict[str, LayerWeights] = field(default_factory=dict)
 
     def fits(self, affected: list[Layer], stage: Stage) -> Iterator[LayerFit]:
@@ -154,16 +153,14 @@ class _Run:
 
     def serve(self, branch: Branch, start: Mark, fit: LayerFit) -> LayerFit:
         """Move the branch's producers to what its reader lacks, and fit that anew, as long as it pays."""
-        reader = self.weights.get(branch.reader.name)
         producers = [self.weights[layer.name] for layer in branch.producers if self._opened(layer) is None]
-        for _ in range(ROUNDS):
-            if reader is None or not fit.kept or not can_judge(self.changed):
-                break
+        for _ in range(ROUNDS if fit.kept and can_judge(self.changed) else 0):
+            reader = self.weights[branch.reader.name].problem
             self.changed.rewind(start)
             left = 1.0
             for producer in producers:
                 self.changed.advance(producer.problem.layer.name)
-                moved = move(producer, reader.problem, self.original, self.changed, self.generator)
+                moved = move(producer, reader, self.original, self.changed, self.generator)
                 left *= moved.error_after / moved.error_before if moved else 1.0
             if left < 1.0:
                 again = self.refit(branch.reader)

@@ -50,7 +50,7 @@ def is_held_out(samples: slice) -> Tensor:
 class Problem:
     """One layer's regression, as the pruned model has the layer.
 
-    ``stays`` (C_out,) masks the original's channels that stay; ``affine`` is that of those, as it is in
+    ``kept`` (C,) are the original's output channels that stay; ``affine`` is that of those, as it is in
     the original. With ``constant`` the matrix has a last row for a column of ones.
     """
 
@@ -58,7 +58,7 @@ class Problem:
     geometry: Geometry
     target: Target
     affine: Affine
-    stays: Tensor
+    kept: Tensor
     constant: bool
 
     @classmethod
@@ -78,12 +78,7 @@ class Problem:
         affine = target.affine.select(stays)
         constant = can_shift(constants, small, affine, new_bias=new_bias)
         geometry = replace(geometry, groups=small.groups)
-        return cls(small, geometry, target, affine, torch.from_numpy(stays), constant)
-
-    @property
-    def kept(self) -> Tensor:
-        """The original's output channels that stay: (C,)."""
-        return self.stays.nonzero()[:, 0]
+        return cls(small, geometry, target, affine, torch.from_numpy(stays.nonzero()[0]), constant)
 
     def rows(self, source: Tensor, chosen: Tensor) -> Tensor:
         """Rows (G, r, d) of the layer's input at the ``chosen`` positions, and a one for its constant."""

@@ -49,8 +49,8 @@ def move(
     """Move ``producer`` towards what brings ``reader`` closer to its target, and write its weights.
 
     ``changed`` walks the pruned model and stands in front of the producer; ``original`` stands nowhere
-    behind the target. None, and nothing changed, where no step lowers the held-out error, and where
-    the model from the producer to the target can't be run backwards. See `can_judge`.
+    behind the target. None, and the matrix as it was, where no step lowers the held-out error, and
+    where the model from the producer to the target can't be run backwards. See `can_judge`.
     """
     try:
         behind = _Behind.of(producer.problem, reader, changed)

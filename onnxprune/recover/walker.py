@@ -155,7 +155,7 @@ class Walker:
     def batch_size(self, names: Sequence[str]) -> int:
         """Samples at a time that keep what a segment up to ``names`` reads and writes under 128 MiB."""
         used = {*names, *self._alive}
-        each = 4 * sum(int(np.prod(self._shapes[name])) for name in used if name in self._shapes)
+        each = sum(self.bytes_of(name) for name in used if name in self._shapes)
         return self._batch or max(1, min(256, _BATCH_BYTES // max(1, each)))
 
     def _kept_at(self, cut: int) -> list[str]:
