@@ -46,6 +46,13 @@ def is_held_out(samples: slice) -> Tensor:
     return torch.arange(samples.start, samples.stop) % HELD_OUT == HELD_OUT - 1
 
 
+def rows_wanted(shape: tuple[int, ...]) -> int:
+    """Rows aimed at for a matrix of ``shape`` (G, d, O)."""
+    groups, size, outputs = shape
+    most = _ROW_BYTES // (4 * groups * (size + 2 * outputs))
+    return min(ROWS[1], max(ROWS[0], ROWS_PER_COLUMN * size), most)
+
+
 @dataclass(frozen=True)
 class Problem:
     """One layer's regression, as the pruned model has the layer.
@@ -102,10 +109,14 @@ class Problem:
         self, source: Tensor, samples: int, shape: tuple[int, ...], generator: torch.Generator
     ) -> Tensor:
         """Positions to read of each of ``samples`` samples, enough for a matrix of ``shape`` (G, d, O)."""
-        groups, size, outputs = shape
-        most = _ROW_BYTES // (4 * groups * (size + 2 * outputs))
-        rows = min(ROWS[1], max(ROWS[0], ROWS_PER_COLUMN * size), most)
-        return choose_positions(self.geometry.positions(source.shape), samples, rows, generator)
+        positions = self.geometry.positions(source.shape)
+        return choose_positions(positions, samples, rows_wanted(shape), generator)
+
+    def norm(self, matrix: FloatArray) -> float:
+        """Frobenius norm of a matrix (G, d, O) without its constant, as if ``affine`` were folded into it."""
+        scale = np.where(self.affine.dead, 0.0, self.affine.scale).reshape(matrix.shape[0], 1, -1)
+        weights = matrix[:, :-1] if self.constant else matrix
+        return float(np.linalg.norm(weights * scale))
 
     def response(self, device: torch.device) -> Response:
         """How the layer's output becomes its target, in single precision."""

@@ -9,10 +9,12 @@ inputs (auxiliary coordinates: Carreira-Perpinan & Wang, AISTATS 2014; Benzing, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,15 +23,21 @@ from onnxprune.graph.joins import Clip
 from onnxprune.graph.weights import FloatArray
 from onnxprune.recover.executor import Executor
 from onnxprune.recover.fit import Ridge, Sums
-from onnxprune.recover.problem import HELD_OUT, LayerWeights, Problem, is_held_out
+from onnxprune.recover.problem import HELD_OUT, LayerWeights, Problem, rows_wanted
 from onnxprune.recover.rows import nearest
 from onnxprune.recover.walker import Walker
 
 RIDGE = 1e-2
 """Strength of the ridge for a producer that was not fitted, because its inputs are the original's."""
 
-STEPS = (1 / 64, 64.0)
-"""Shortest and longest step looked at, in units of what the curvature along the pull suggests."""
+SHARE = 0.25
+"""Share of each sample's positions that is read, where fewer than all samples then give enough rows."""
+
+STEPS = (2.0**-10, 4.0)
+"""Shortest and longest movement looked at, as shares of the weights' norm."""
+
+FIRST_STEP = 2.0**-4
+"""The movement that is looked at first, as a share of the weights' norm."""
 
 _GOAL_BYTES = 256 << 20
 """Most bytes of the original's values that are held to judge steps by."""
@@ -59,7 +67,8 @@ def move(
         return None
     if step is None:
         return None
-    start = producer.now
+    start, norm = producer.now, producer.problem.norm
+    step = step * (norm(start) / (norm(step) or 1.0) or 1.0)
     judge = _judge(reader, original, changed)
 
     def error(length: float) -> float:
@@ -80,11 +89,11 @@ def can_judge(changed: Walker) -> bool:
 def line_search(error: Callable[[float], float], standing: float) -> tuple[float, float]:
     """The step with the lowest error, and that error: (0, ``standing``) where none improves on it.
 
-    Doubles from 1 while that helps, or halves until it does, then looks at the bottom of the parabola
-    through the best step and its neighbours.
+    Doubles from `FIRST_STEP` while that helps, or halves until it does, then looks at the bottom of the
+    parabola through the best step and its neighbours.
     """
-    found = {0.0: standing, 1.0: error(1.0)}
-    step = 1.0
+    step = FIRST_STEP
+    found = {0.0: standing, step: error(step)}
     if found[step] < standing:
         while found[step] == min(found.values()) and step < STEPS[1]:
             step *= 2
@@ -108,14 +117,13 @@ def line_search(error: Callable[[float], float], standing: float) -> tuple[float
 
 @dataclass(frozen=True)
 class _Behind:
-    """The pruned model from a producer's output to its reader's target, in torch.
+    """The pruned model from where a walker stands, in front of a producer, to its reader's target, in torch.
 
     Movements of the producer's output are measured behind the normalisation that follows it, as if that
     were folded into the layer: ``metric`` (C,) is its inverse squared scale, 0 for channels without effect.
     """
 
     executor: Executor
-    read: tuple[str, ...]
     output: str
     channel_axis: int
     metric: Tensor
@@ -125,36 +133,27 @@ class _Behind:
     @classmethod
     def of(cls, producer: Problem, reader: Problem, changed: Walker) -> _Behind:
         """Cut it out; ModelError where the executor can't run it."""
-        output, target = producer.layer.output, reader.target.tensor
-        segment = changed.segment([target], output)
-        executor = Executor(segment, trainable=(), device=changed.device)
-        read = tuple(value.name for value in segment.graph.input)
+        layer, target = producer.layer, reader.target.tensor
+        outputs = [target, layer.input, layer.output]
+        executor = Executor(changed.segment([target]), trainable=(), outputs=outputs, device=changed.device)
         scale = np.where(producer.affine.dead, np.inf, producer.affine.scale)
         metric = torch.from_numpy(scale**-2.0).float().to(changed.device)
-        return cls(executor, read, output, producer.layer.channel_axis, metric, target, reader.target.clip)
+        return cls(executor, layer.output, layer.channel_axis, metric, target, reader.target.clip)
 
-    def missing(self, values: Tensor, given: Mapping[str, Tensor], goal: Tensor) -> Tensor:
-        """What the target lacks, as far as it can be seen, when the producer gives ``values``."""
-        feed = {name: values if name == self.output else given[name] for name in self.read}
-        seen: Tensor = self.executor(feed)[self.target]
-        return nearest(goal, seen.detach(), self.clip) - seen
-
-    def pull(self, given: Mapping[str, Tensor], goal: Tensor) -> tuple[Tensor, float]:
-        """Where the producer's values should go: down the gradient of half the squared error, and how far.
-
-        The length is where a parabola along the pull has its bottom, by the outputs' first difference.
-        """
-        values = given[self.output].requires_grad_(True)
-        missing = self.missing(values, given, goal)
-        if not missing.requires_grad:  # what lies between knows steps only, such as a cast to integers
-            return torch.zeros_like(values, requires_grad=False), 0.0
-        (gradient,) = torch.autograd.grad(0.5 * missing.square().sum(), values)
-        with torch.no_grad():
-            pull = -(gradient.movedim(self.channel_axis, -1) * self.metric).movedim(-1, self.channel_axis)
-            small = 1e-2 * values.square().mean().sqrt() / pull.square().mean().sqrt().clamp_min(1e-30)
-            change = (missing - self.missing(values + small * pull, given, goal)) / small
-            length = (change * missing).sum() / change.square().sum().clamp_min(1e-30)
-        return pull, float(length)
+    def pull(self, given: Mapping[str, Tensor], goal: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The values in between, and where the producer's should go: down the squared error's gradient."""
+        for value in given.values():
+            value.requires_grad_(value.is_floating_point())
+        values: dict[str, Tensor] = self.executor(given)
+        seen, made = values[self.target], values[self.output]
+        loss = 0.5 * (nearest(goal, seen.detach(), self.clip) - seen).square().sum()
+        gradient: Tensor | None = None
+        if loss.requires_grad and made.requires_grad:
+            (gradient,) = torch.autograd.grad(loss, made, allow_unused=True)
+        if gradient is None:  # what lies between knows steps only, such as a cast to integers
+            gradient = torch.zeros_like(made)
+        pull = -(gradient.movedim(self.channel_axis, -1) * self.metric).movedim(-1, self.channel_axis)
+        return {name: value.detach() for name, value in values.items()}, pull
 
 
 def _step(
@@ -165,30 +164,35 @@ def _step(
     changed: Walker,
     generator: torch.Generator,
 ) -> FloatArray | None:
-    """The change (G, d, O) of the producer's matrix that the samples which learn ask for; None: nothing."""
+    """The change (G, d, O) of the producer's matrix that samples which learn ask for; None: nothing."""
     problem, target, device = producer.problem, reader.target.tensor, changed.device
-    layer = problem.layer
-    sources = list(dict.fromkeys([layer.input, layer.output, *behind.read]))
-    size = min(original.batch_size([target]), changed.batch_size([*sources, target]))
+    learning = _learning(producer, changed)
+    original, changed = original.only(learning), changed.only(learning)
+    size = min(original.batch_size([target]), changed.batch_size(behind.executor.outputs))
     sums = Sums.zeros(*producer.shape, device)
-    lengths: list[float] = []
-    streams = zip(changed.stream(sources, size), original.stream([target], size), strict=True)
-    for (samples, actual), (_, true) in streams:
-        learning = ~is_held_out(samples)
-        if not learning.any():
-            continue
-        given = {name: _of_samples(value, learning).to(device) for name, value in actual.items()}
-        goal = _of_samples(reader.common(true[target]), learning).to(device)
-        pull, length = behind.pull(given, goal)
-        lengths.append(length)
-        chosen = problem.choose(given[layer.input], changed.samples, producer.shape, generator)
-        rows = problem.rows(given[layer.input], chosen)
+    streams = zip(changed.stream(behind.executor.inputs, size), original.stream([target], size), strict=True)
+    for (_, given), (_, true) in streams:
+        goal = reader.common(true[target].to(device))
+        values, pull = behind.pull({name: value.to(device) for name, value in given.items()}, goal)
+        source = values[problem.layer.input]
+        chosen = problem.choose(source, changed.samples, producer.shape, generator)
+        rows = problem.rows(source, chosen)
         sums.add(rows, problem.at_output(pull, chosen), gram=producer.solver is None)
     if producer.solver is None:
         zero = torch.zeros(producer.shape, dtype=torch.float64, device=device)
         producer.solver = Ridge(sums, zero, RIDGE, problem.constant)
-    step = producer.solver.change(sums).cpu().numpy() * float(np.median(lengths))
+    step = producer.solver.change(sums).cpu().numpy()
     return step if np.isfinite(step).all() and step.any() else None
+
+
+def _learning(producer: LayerWeights, changed: Walker) -> npt.NDArray[np.int64]:
+    """Samples that learn: as many as it takes for the rows if a `SHARE` of each one's positions is read."""
+    problem = producer.problem
+    every: npt.NDArray[np.int64] = np.arange(changed.samples)
+    every = every[every % HELD_OUT != HELD_OUT - 1]
+    positions = problem.geometry.positions(changed.shape(problem.layer.input))
+    wanted = math.ceil(rows_wanted(producer.shape) / (SHARE * positions))
+    return every[:: max(1, len(every) // wanted)]
 
 
 def _judge(reader: Problem, original: Walker, changed: Walker) -> Callable[[], float]:
@@ -210,9 +214,3 @@ def _judge(reader: Problem, original: Walker, changed: Walker) -> Callable[[], f
         return total
 
     return error
-
-
-def _of_samples(values: Tensor, mask: Tensor) -> Tensor:
-    """The rows of those samples that a mask (n,) names; a sample may have several."""
-    rest = values.shape[1:]
-    return values.reshape(len(mask), -1, *rest)[mask].reshape(-1, *rest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,13 +56,16 @@ class Response:
 
     def at_target(self, rows: Rows, matrix: Tensor) -> Tensor:
         """What the layer with ``matrix`` (G, d, O) gives at the target: (G, r, O)."""
-        values = rows.inputs @ matrix.to(rows.inputs) * self.scale + self.shift
-        return values if rows.shortcut is None else values + rows.shortcut
+        values = rows.inputs @ matrix.to(rows.inputs)
+        values.mul_(self.scale).add_(self.shift)
+        return values if rows.shortcut is None else values.add_(rows.shortcut)
 
     def wanted(self, rows: Rows, goal: Tensor) -> Tensor:
         """The layer's output (G, r, O) that would give ``goal`` at the target."""
-        rest = goal - self.shift if rows.shortcut is None else goal - self.shift - rows.shortcut
-        return rest / torch.where(self.dead, 1.0, self.scale)
+        rest = goal - self.shift
+        if rows.shortcut is not None:
+            rest.sub_(rows.shortcut)
+        return rest.div_(torch.where(self.dead, 1.0, self.scale))
 
     def nearest(self, rows: Rows, values: Tensor) -> Tensor:
         """The values at the target that nobody can tell from the original's, nearest to ``values``."""
@@ -72,8 +76,8 @@ class Response:
         total = torch.zeros((), dtype=torch.float64, device=self.scale.device)
         lower, upper = self.clip.lower, self.clip.upper
         for rows in parts:
-            seen = self.at_target(rows, matrix).clamp(lower, upper)
-            miss = (seen - rows.goal.clamp(lower, upper)).square().sum(1, keepdim=True, dtype=torch.float64)
+            missing = self.at_target(rows, matrix).clamp_(lower, upper).sub_(rows.goal.clamp(lower, upper))
+            miss = missing.square_().sum(1, keepdim=True, dtype=torch.float64)
             total += torch.where(self.dead, 0.0, miss).sum()
         return float(total) / max(1, sum(rows.count for rows in parts))
 
@@ -95,7 +99,9 @@ class Response:
 
 def nearest(goal: Tensor, values: Tensor, clip: Clip) -> Tensor:
     """The values that look like ``goal`` behind the ``clip``, nearest to ``values``."""
-    if not clip.clips:
-        return goal
-    low, high = values.clamp(max=clip.lower), values.clamp(min=clip.upper)
-    return torch.where(goal <= clip.lower, low, torch.where(goal >= clip.upper, high, goal))
+    found = goal
+    if clip.upper < math.inf:
+        found = torch.where(goal >= clip.upper, values.clamp(min=clip.upper), found)
+    if clip.lower > -math.inf:
+        found = torch.where(goal <= clip.lower, values.clamp(max=clip.lower), found)
+    return found

@@ -127,10 +127,13 @@ class Walker:
         shape = value.shape[1:]
         return value.reshape(self._samples, -1, *shape)[samples].reshape(-1, *shape)
 
-    def segment(self, outputs: Sequence[str], fed: str) -> onnx.ModelProto:
-        """A model of its own from the tensors alive, and ``fed`` behind the cut, to ``outputs``."""
-        made = onnx.helper.make_tensor_value_info(fed, onnx.TensorProto.FLOAT, None)
-        return extract(self.model, outputs, [*map(self._stated, self._alive), made])
+    def segment(self, outputs: Sequence[str]) -> onnx.ModelProto:
+        """A model of its own from the tensors alive to ``outputs``."""
+        return extract(self.model, outputs, [*map(self._stated, self._alive)])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor for one sample."""
+        return tuple(self._shapes[name])
 
     def bytes_of(self, name: str) -> int:
         """Bytes of a tensor for one sample, in single precision."""
@@ -180,9 +183,7 @@ class Walker:
         """A session from the tensors alive to ``wanted``; None where nothing has to run."""
         if not wanted:
             return None
-        sources = [self._stated(name) for name in self._alive]
-        segment = extract(self.model, wanted, sources)
-        return open_session(segment, provider=self._provider, threads=self._threads)
+        return open_session(self.segment(wanted), provider=self._provider, threads=self._threads)
 
     def _stated(self, name: str) -> onnx.ValueInfoProto:
         """Type and shape of a tensor that is alive, as a segment's input."""

@@ -58,7 +58,7 @@ def test_a_bottleneck_with_an_identity_shortcut_and_a_chain() -> None:
     assert found(graph) == {three: [one, two], last: [behind]}
 
 
-@pytest.mark.parametrize("bottom", (0.03, 0.4, 1.0, 2.7, 40.0))
+@pytest.mark.parametrize("bottom", (0.002, 0.025, 0.0625, 0.17, 2.5))
 def test_the_line_search_finds_the_bottom_of_a_parabola(bottom: float) -> None:
     length, error = line_search(lambda step: (step - bottom) ** 2 + 1.0, bottom**2 + 1.0)
     assert np.isclose(length, bottom, rtol=1e-6) and np.isclose(error, 1.0)
