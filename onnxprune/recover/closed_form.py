@@ -26,17 +26,11 @@ from onnxprune.profile.session import open_session
 from onnxprune.progress import Progress, Stage
 from onnxprune.recover.affected import Branch, affected_layers, find_branches
 from onnxprune.recover.clipped import fit_clipped
-from onnxprune.recover.fit import Sums, fit_matrix
+from onnxprune.recover.fit import Ridge, Sums, fit_matrix
 from onnxprune.recover.problem import LayerWeights, Problem, is_held_out
-from onnxprune.recover.producers import can_judge, move
+from onnxprune.recover.producers import RIDGE, can_judge, move
 from onnxprune.recover.rows import Rows
 from onnxprune.recover.walker import Mark, Walker
-
-ROUNDS = 3
-"""Most times that the layers in front of one are moved, and it is fitted anew."""
-
-LEAST_GAIN = 0.02
-"""A round that lowers the held-out error by less than this share is the last."""
 
 
 @dataclass(frozen=True)
@@ -152,21 +146,18 @@ class _Run:
             stage.advance()
 
     def serve(self, branch: Branch, start: Mark, fit: LayerFit) -> LayerFit:
-        """Move the branch's producers to what its reader lacks, and fit that anew, as long as it pays."""
+        """Move the branch's producers to what its reader lacks, one after another, and fit that anew."""
         producers = [self.weights[layer.name] for layer in branch.producers if self._opened(layer) is None]
-        for _ in range(ROUNDS if fit.kept and can_judge(self.changed) else 0):
+        if fit.kept and can_judge(self.changed):
             reader = self.weights[branch.reader.name].problem
             self.changed.rewind(start)
-            left = 1.0
+            moved = False
             for producer in producers:
                 self.changed.advance(producer.problem.layer.name)
-                moved = move(producer, reader, self.original, self.changed, self.generator)
-                left *= moved.error_after / moved.error_before if moved else 1.0
-            if left < 1.0:
+                moved |= move(producer, reader, self.original, self.changed, self.generator)
+            if moved:
                 again = self.refit(branch.reader)
                 fit = replace(again, error_before=fit.error_before) if again.kept else fit
-            if left > 1.0 - LEAST_GAIN:
-                break
         for layer in branch.producers:
             self.weights.pop(layer.name, None)
         return fit
@@ -191,6 +182,8 @@ class _Run:
             sums, held_sums, before, constant=problem.constant, weights=response.importance, rounded=rounded
         )
         weights.solver = result.solver  # for moving the layer; its weights are forgotten soon if nobody does
+        if result.ridge < RIDGE:
+            weights.solver = Ridge(sums, before, RIDGE, problem.constant)
         if problem.target.clip.clips:
             result = fit_clipped(response, fit, held_out, before, result, rounded=rounded)
         standing = result.error_before

@@ -135,7 +135,7 @@ class LayerWeights:
     """A layer's weights in the pruned model, with their constant as the last row where it has one.
 
     ``before`` (G, d, O) are those that recovery found, ``now`` those of the moment; ``solver`` is the
-    ridge regression that fitted them, as long as somebody needs it.
+    ridge regression that moves them, as long as somebody needs it.
     """
 
     def __init__(self, constants: Constants, problem: Problem) -> None:

@@ -27,8 +27,9 @@ from onnxprune.recover.problem import HELD_OUT, LayerWeights, Problem, rows_want
 from onnxprune.recover.rows import nearest
 from onnxprune.recover.walker import Walker
 
-RIDGE = 1e-2
-"""Strength of the ridge for a producer that was not fitted, because its inputs are the original's."""
+RIDGE = 0.1
+"""The weakest ridge for movements. What a target lacks is mostly no function of the producer's inputs: with
+a ridge that suits its outputs, weights explode where calibration samples hardly vary, and others may."""
 
 SHARE = 0.25
 """Share of each sample's positions that is read, where fewer than all samples then give enough rows."""
@@ -43,30 +44,22 @@ _GOAL_BYTES = 256 << 20
 """Most bytes of the original's values that are held to judge steps by."""
 
 
-@dataclass(frozen=True)
-class Move:
-    """Held-out squared error at the reader's target, before and after a producer was moved."""
-
-    error_before: float
-    error_after: float
-
-
 def move(
     producer: LayerWeights, reader: Problem, original: Walker, changed: Walker, generator: torch.Generator
-) -> Move | None:
+) -> bool:
     """Move ``producer`` towards what brings ``reader`` closer to its target, and write its weights.
 
     ``changed`` walks the pruned model and stands in front of the producer; ``original`` stands nowhere
-    behind the target. None, and the matrix as it was, where no step lowers the held-out error, and
+    behind the target. False, and the matrix as it was, where no step lowers the held-out error, and
     where the model from the producer to the target can't be run backwards. See `can_judge`.
     """
     try:
         behind = _Behind.of(producer.problem, reader, changed)
         step = _step(producer, reader, behind, original, changed, generator)
     except ModelError:  # an op, or a form of it, that the executor doesn't have
-        return None
+        return False
     if step is None:
-        return None
+        return False
     start, norm = producer.now, producer.problem.norm
     step = step * (norm(start) / (norm(step) or 1.0) or 1.0)
     judge = _judge(reader, original, changed)
@@ -75,10 +68,9 @@ def move(
         producer.write(start + length * step)
         return judge()
 
-    standing = judge()
-    length, after = line_search(error, standing)
+    length, _ = line_search(error, judge())
     producer.write(start + length * step)
-    return Move(standing, after) if length else None
+    return length > 0.0
 
 
 def can_judge(changed: Walker) -> bool:
