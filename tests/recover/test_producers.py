@@ -16,7 +16,8 @@ from onnxprune.progress import SilentProgress
 from onnxprune.recover import closed_form
 from onnxprune.recover.affected import affected_layers, find_branches
 from onnxprune.recover.closed_form import recover
-from onnxprune.recover.producers import STEPS, line_search
+from onnxprune.recover.problem import LayerWeights
+from onnxprune.recover.producers import RIDGE, STEPS, line_search
 from tests.model_builder import Builder
 from tests.plain import Array, finished, run, samples
 from tests.recover.nets import resnet
@@ -99,6 +100,27 @@ def test_moved_producers_bring_new_data_closer(norm: bool, monkeypatch: pytest.M
     monkeypatch.setattr(closed_form, "can_judge", lambda _: False)
     fitted = [left(seed) for seed in range(4)]
     assert sum(moved) < 0.95 * sum(fitted)
+
+
+def test_no_ridge_of_a_movement_is_as_weak_as_fits_may_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[LayerWeights] = []
+
+    def refuse(producer: LayerWeights, *_: object) -> bool:
+        moved.append(producer)
+        return False
+
+    monkeypatch.setattr(closed_form, "move", refuse)
+    graph = analyze_graph(resnet())
+    plan = keep_all(graph)
+    for group in graph.groups:
+        plan.keep[group.units[::3]] = False
+    result = recover(
+        graph, plan, rewrite(graph, plan), samples(graph, 200), provider="cpu", threads=1,
+        progress=SilentProgress(),
+    )  # fmt: skip
+    strengths = [entry.solver.strength for entry in moved if entry.solver is not None]
+    assert strengths and min(strengths) >= RIDGE
+    assert min(fit.ridge for fit in result.fits) < RIDGE
 
 
 def test_what_cannot_be_run_backwards_leaves_the_producer_as_it_is() -> None:
