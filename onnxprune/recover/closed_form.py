@@ -125,10 +125,14 @@ class _Run:
     new_bias: bool
     weights: dict[str, LayerWeights] = field(default_factory=dict)
 
+    @property
+    def producing(self) -> set[str]:
+        """Names of the layers that are moved."""
+        return {layer.name for branch in self.branches.values() for layer in branch.producers}
+
     def fits(self, affected: list[Layer], stage: Stage) -> Iterator[LayerFit]:
         """Fit every affected layer in graph order; at the end of each branch, move those in front of it."""
         names = {layer.name for layer in affected}
-        producing = {layer.name for branch in self.branches.values() for layer in branch.producers}
         starts: dict[str, tuple[Branch, Mark]] = {}
         for layer in self.graph.layers:
             if layer.name in self.branches:
@@ -140,7 +144,7 @@ class _Run:
             fit = self.refit(layer)
             if layer.name in starts:
                 fit = self.serve(*starts.pop(layer.name), fit)
-            if layer.name not in producing:
+            if layer.name not in self.producing:
                 self.weights.pop(layer.name, None)
             yield fit
             stage.advance()
@@ -181,9 +185,9 @@ class _Run:
         result = fit_matrix(
             sums, held_sums, before, constant=problem.constant, weights=response.importance, rounded=rounded
         )
-        weights.solver = result.solver  # for moving the layer; its weights are forgotten soon if nobody does
-        if result.ridge < RIDGE:
-            weights.solver = Ridge(sums, before, RIDGE, problem.constant)
+        if layer.name in self.producing:
+            weak = result.ridge < RIDGE
+            weights.solver = Ridge(sums, before, RIDGE, problem.constant) if weak else result.solver
         if problem.target.clip.clips:
             result = fit_clipped(response, fit, held_out, before, result, rounded=rounded)
         standing = result.error_before
