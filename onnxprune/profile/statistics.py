@@ -20,6 +20,7 @@ from onnxprune.graph.structure import FIXED, IntArray, Layer, PruningGraph
 from onnxprune.graph.units import is_depthwise
 from onnxprune.graph.weights import Constants, FloatArray, read_bias, read_matrix
 from onnxprune.profile.geometry import Geometry, choose_positions, layer_geometry
+from onnxprune.profile.gram import add_gram, gram_matrix, mirror
 from onnxprune.profile.providers import algebra_device
 from onnxprune.profile.session import open_session
 from onnxprune.progress import Progress
@@ -88,8 +89,7 @@ class _Accumulator:
         per_sample = self.geometry.positions(source.shape)
         chosen = choose_positions(per_sample, samples, ROWS, generator)
         rows = _with_ones(self.geometry.rows(source, chosen)).transpose(0, 1)
-        gram = rows.transpose(1, 2) @ rows
-        self.of_class += gram
+        add_gram(self.of_class, rows)
         self.responses[label] += (rows.sum(1, keepdim=True) @ self.matrix).reshape(-1)
         self.class_rows[label] += rows.shape[1]
         clusters = count if rows.shape[1] % count == 0 else len(source)
@@ -102,13 +102,13 @@ class _Accumulator:
 
     def end_class(self, label: int) -> None:
         """Reduce the class's Gram matrix to contributions, and add it to the whole."""
+        mirror(self.of_class)
         size = len(self.units)
         for group, columns in enumerate(self.columns):
             index = torch.from_numpy(np.append(np.where(columns < 0, size, columns), size)).to(
                 self.gram.device
             )
-            weights = self.matrix[group]
-            product = self.of_class[group] * (weights @ weights.T)
+            product = gram_matrix(self.matrix[group].T[None])[0].mul_(self.of_class[group])
             rows = torch.zeros(size + 1, len(index), dtype=product.dtype, device=product.device)
             rows.index_add_(0, index, product)
             square = torch.zeros(size + 1, size + 1, dtype=product.dtype, device=product.device)

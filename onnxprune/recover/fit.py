@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from onnxprune.profile.gram import add_gram, mirror
+
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Strengths tried, as shares of the Gram matrix's mean diagonal."""
 
@@ -37,7 +39,8 @@ class Sums:
         Without ``gram`` the rows' own products are left out, for who has them already.
         """
         if gram:
-            self.rows_rows += rows.transpose(1, 2) @ rows
+            add_gram(self.rows_rows, rows)
+            mirror(self.rows_rows)
         self.rows_targets += rows.transpose(1, 2) @ targets
         self.targets_targets += targets.square().sum(1)
         self.count += rows.shape[1]

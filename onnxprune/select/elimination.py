@@ -27,6 +27,13 @@ OPTIMISM = 4.0
 The units are those left to refit. The first order of Akaike's final prediction error is 2."""
 
 
+_GONE = -2
+"""Stands for a removed column's unit."""
+
+_COMPACT = 0.75
+"""Removed columns are left out of the matrices once the share of the others falls below this."""
+
+
 class Compensation:
     """One layer's state: which of its input columns are alive, and its refitted weights."""
 
@@ -47,7 +54,7 @@ class Compensation:
         ``independent`` is how many independent rows the ``rows`` are worth. Weights refitted on few do
         worse on other data, the more so the more of them there are (Akaike 1969); see `OPTIMISM`.
         """
-        moments = _shrunk(gram.double() / rows, rows)
+        moments = _shrink(gram.double() / rows, rows)
         size = len(moments) - 1
         diagonal = torch.arange(size)
         moments[diagonal, diagonal] += RIDGE * moments.diagonal()[:-1].mean() + 1e-12
@@ -71,20 +78,26 @@ class Compensation:
 
     def remove(self, units: IntArray) -> float:
         """Remove ``units`` together, refit what stays, and return what that costs."""
-        gone = torch.isin(self._columns, torch.from_numpy(units).to(self._columns.device))
-        if not gone.any():
+        index = torch.isin(self._columns, torch.from_numpy(units).to(self._columns.device)).nonzero()[:, 0]
+        if not len(index):
             return 0.0
-        left, right = ~gone, gone
-        factor = torch.linalg.cholesky(self._inverse[right][:, right])
-        weights = self._matrix[right]
-        cross = self._inverse[left][:, right]
+        rows, weights = self._inverse[index], self._matrix[index]
+        factor = torch.linalg.cholesky(rows[:, index])
         solved = torch.cholesky_solve(weights, factor)
         loss = float((weights * solved).sum()) * self._price()
-        half = torch.linalg.solve_triangular(factor, cross.T, upper=False)
-        self._matrix = self._matrix[left] - cross @ solved
-        self._inverse = self._inverse[left][:, left] - half.T @ half
-        self._columns = self._columns[left]
+        half = torch.linalg.solve_triangular(factor, rows, upper=False)
+        self._matrix -= rows.T @ solved
+        self._inverse.addmm_(half.T, half, alpha=-1.0)
+        self._columns[index] = _GONE
+        self._compact()
         return loss
+
+    def _compact(self) -> None:
+        """Leave out columns that are gone, once they are many: a copy costs more than a step."""
+        alive = (self._columns != _GONE).nonzero()[:, 0]
+        if len(alive) < _COMPACT * len(self._columns):
+            self._inverse = self._inverse[alive][:, alive]
+            self._matrix, self._columns = self._matrix[alive], self._columns[alive]
 
     def _price(self) -> float:
         """What a unit of squared error on the calibration rows counts, as refitted on other data."""
@@ -106,21 +119,19 @@ class Compensation:
         return blocks
 
 
-def _shrunk(moments: Tensor, rows: int) -> Tensor:
-    """Second moments (d + 1, d + 1) whose covariances are shrunk towards none by d / (d + rows).
+def _shrink(moments: Tensor, rows: int) -> Tensor:
+    """Second moments (d + 1, d + 1), changed in place: covariances are shrunk towards none by d / (d + rows).
 
     With fewer rows than columns every column is a combination of the others on the samples, and its
     removal would look free (Ledoit & Wolf 2004 give the reason and the form).
     """
     size = len(moments) - 1
-    mean = moments[-1, :-1]
-    covariance = moments[:-1, :-1] - torch.outer(mean, mean)
-    variances = covariance.diagonal().clone()
-    covariance *= rows / (rows + size)
-    covariance.diagonal().copy_(variances)
-    result = moments.clone()
-    result[:-1, :-1] = covariance + torch.outer(mean, mean)
-    return result
+    mean, block = moments[-1, :-1], moments[:-1, :-1]
+    squares = block.diagonal().clone()
+    share = rows / (rows + size)
+    block.mul_(share).addr_(mean, mean, alpha=1.0 - share)
+    block.diagonal().copy_(squares)
+    return moments
 
 
 @dataclass(frozen=True)

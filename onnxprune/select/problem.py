@@ -209,16 +209,16 @@ class ClasswiseQuadratic:
 
     def product(self, coefficients: Tensor) -> Tensor:
         """Column c is Q_c b_c, (p, C)."""
-        return torch.bmm(self.quadratic, coefficients.t().unsqueeze(2)).squeeze(2).t()
+        return _row_products(coefficients, self.quadratic)
 
     def product_from(self, units: Tensor, coefficients: Tensor) -> Tensor:
         """Column c is Q_c[:, units] b_c, (p, C)."""
-        columns = self.quadratic.index_select(2, units)
-        return torch.bmm(columns, coefficients.t().unsqueeze(2)).squeeze(2).t()
+        return _row_products(coefficients, self.quadratic.index_select(1, units))
 
     def restrict(self, units: Tensor) -> ClasswiseQuadratic:
         """The term on some of the units."""
-        matrix = self.quadratic.index_select(1, units).index_select(2, units)
+        block = (units[:, None] * self.units + units).reshape(1, -1).expand(self.classes, -1)
+        matrix = self.quadratic.flatten(1).gather(1, block).reshape(self.classes, len(units), len(units))
         linear = self.linear.t().index_select(1, units).t()
         return ClasswiseQuadratic(matrix, linear, self.constant)
 
@@ -232,11 +232,16 @@ class ClasswiseQuadratic:
             return 0.0
         if self.units <= _EXACT_SPECTRUM // 4:
             return float(torch.linalg.eigvalsh(self.quadratic)[:, -1].max())
-        vector = _start_vector(self.quadratic[0]).expand(self.classes, -1)[:, :, None]
+        vectors = _start_vector(self.quadratic[0])[:, None].expand(-1, self.classes)
         for _ in range(_POWER_ITERATIONS):
-            image = torch.bmm(self.quadratic, vector)
-            vector = image / norm(image, dim=1, keepdim=True).clamp_min(torch.finfo(image.dtype).tiny)
-        return float(norm(torch.bmm(self.quadratic, vector), dim=1).max())
+            images = self.product(vectors)
+            vectors = images / norm(images, dim=0, keepdim=True).clamp_min(torch.finfo(images.dtype).tiny)
+        return float(norm(self.product(vectors), dim=0).max())
+
+
+def _row_products(coefficients: Tensor, rows: Tensor) -> Tensor:
+    """Column c is b_c' M_c for ``rows`` M (C, w, p); as rows they take a third of the time of M_c' b_c."""
+    return torch.bmm(coefficients.t().unsqueeze(1), rows).squeeze(1).t()
 
 
 def _start_vector(matrix: Tensor) -> Tensor:
