@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from onnxprune.graph.joins import Clip
 from onnxprune.recover.fit import Sums
+
+_BLOCK_BYTES = 4 << 20
+"""Bytes of targets that a CPU's caches may hold; temporary values of more cost as much as the products."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,16 @@ class Rows:
         """The rows that a mask (r,) names."""
         shortcut = None if self.shortcut is None else self.shortcut[:, chosen]
         return Rows(self.inputs[:, chosen], self.goal[:, chosen], shortcut)
+
+    def blocks(self) -> Iterator[Rows]:
+        """The same rows in views of few; as they are on a GPU."""
+        size = self.count
+        if self.goal.device.type == "cpu":
+            size = _BLOCK_BYTES // (self.goal.element_size() * self.goal.shape[0] * self.goal.shape[2])
+        for start in range(0, self.count, max(1, size)):
+            block = slice(start, start + size)
+            shortcut = None if self.shortcut is None else self.shortcut[:, block]
+            yield Rows(self.inputs[:, block], self.goal[:, block], shortcut)
 
 
 @dataclass(frozen=True)
@@ -74,8 +87,8 @@ class Response:
     def error(self, parts: Sequence[Rows], matrix: Tensor) -> float:
         """Mean squared error behind the clip, summed over channels; 0 without rows."""
         total = torch.zeros((), dtype=torch.float64, device=self.scale.device)
-        lower, upper = self.clip.lower, self.clip.upper
-        for rows in parts:
+        lower, upper, matrix = self.clip.lower, self.clip.upper, matrix.to(self.scale)
+        for rows in _blocks(parts):
             missing = self.at_target(rows, matrix).clamp_(lower, upper).sub_(rows.goal.clamp(lower, upper))
             miss = missing.square_().sum(1, keepdim=True, dtype=torch.float64)
             total += torch.where(self.dead, 0.0, miss).sum()
@@ -91,10 +104,16 @@ class Response:
     def pulls(self, parts: Sequence[Rows], matrix: Tensor) -> Tensor:
         """Sums (G, d, O) of inputs times the outputs wanted next; see `nearest`, from ``matrix``'s values."""
         total = torch.zeros_like(matrix, dtype=torch.float64)
-        for rows in parts:
+        matrix = matrix.to(self.scale)
+        for rows in _blocks(parts):
             wanted = self.wanted(rows, self.nearest(rows, self.at_target(rows, matrix)))
             total += rows.inputs.transpose(1, 2) @ wanted
         return total
+
+
+def _blocks(parts: Sequence[Rows]) -> Iterator[Rows]:
+    for rows in parts:
+        yield from rows.blocks()
 
 
 def nearest(goal: Tensor, values: Tensor, clip: Clip) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from onnxprune.graph.structure import IntArray
 from onnxprune.graph.weights import FloatArray
+from onnxprune.select.threads import one_thread
 
 RIDGE = 1e-3
 """Ridge on the Gram matrix, as a share of its mean diagonal."""
@@ -32,6 +33,10 @@ _GONE = -2
 
 _COMPACT = 0.75
 """Removed columns are left out of the matrices once the share of the others falls below this."""
+
+
+_SINGLE_THREAD = 1024
+"""Layers of up to so many columns are downdated on one thread."""
 
 
 class Compensation:
@@ -69,15 +74,20 @@ class Compensation:
         """What removing each of ``units`` (m,) alone would cost now: (m,)."""
         result = np.zeros(len(units))
         price = self._price()
-        for chosen, index in self._blocks(units):
-            inverse = self._inverse[index[:, :, None], index[:, None, :]]
-            weights = self._matrix[index]
-            solved = torch.cholesky_solve(weights, torch.linalg.cholesky(inverse))
-            result[chosen] = (price * (weights * solved).sum((1, 2))).cpu().numpy()
+        with one_thread():  # many small matrices
+            for chosen, index in self._blocks(units):
+                inverse = self._inverse[index[:, :, None], index[:, None, :]]
+                weights = self._matrix[index]
+                solved = torch.cholesky_solve(weights, torch.linalg.cholesky(inverse))
+                result[chosen] = (price * (weights * solved).sum((1, 2))).cpu().numpy()
         return result
 
     def remove(self, units: IntArray) -> float:
         """Remove ``units`` together, refit what stays, and return what that costs."""
+        with one_thread(when=len(self._columns) <= _SINGLE_THREAD):
+            return self._remove(units)
+
+    def _remove(self, units: IntArray) -> float:
         index = torch.isin(self._columns, torch.from_numpy(units).to(self._columns.device)).nonzero()[:, 0]
         if not len(index):
             return 0.0

@@ -7,8 +7,7 @@ solution is handed out, so screening never changes the answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from onnxprune.errors import UsageError
 from onnxprune.select.penalties import Penalty, ProxMemory
 from onnxprune.select.problem import QuadraticTerm, class_major, norm, term_value
+from onnxprune.select.threads import one_thread
 
 _CURVATURE_START = 0.5
 _CURVATURE_DECAY = 0.85
@@ -28,22 +28,9 @@ _SINGLE_PRECISION = 2**12
 _SINGLE_TOLERANCE = 1e-5
 
 
-@contextmanager
-def few_threads(term: QuadraticTerm) -> Iterator[None]:
-    """Run small problems on one thread, and give the threads back.
-
-    Below this size a parallel region costs more than it saves, and on a busy machine each one waits
-    for its slowest thread to be scheduled: 20 times slower was measured.
-    """
-    before = torch.get_num_threads()
-    if term.linear.device.type != "cpu" or before == 1 or term.linear.numel() > _SINGLE_THREAD:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def few_threads(term: QuadraticTerm) -> AbstractContextManager[None]:
+    """One thread for a small problem on a CPU."""
+    return one_thread(when=term.linear.device.type == "cpu" and term.linear.numel() <= _SINGLE_THREAD)
 
 
 @dataclass(frozen=True)
