@@ -71,13 +71,14 @@ class Walker:
         self._alive: dict[str, Array] = {data: inputs}
         self._types = {data: inputs.dtype}
         self._joint: set[str] = set()
-        self._samples, self._batch = len(inputs), batch
+        self._stored, self._batch = len(inputs), batch
+        self._chosen: npt.NDArray[np.int64] | None = None
         self._done = 0
 
     @property
     def samples(self) -> int:
         """Number of samples that walk."""
-        return self._samples
+        return self._stored if self._chosen is None else len(self._chosen)
 
     @property
     def device(self) -> torch.device:
@@ -85,7 +86,11 @@ class Walker:
         return algebra_device(choose_provider(self._provider))
 
     def advance(self, name: str) -> None:
-        """Run every node before the one of that name; keep what it and later nodes read."""
+        """Run every node before the one of that name; keep what it and later nodes read.
+
+        Not for a walker with some samples alone.
+        """
+        assert self._chosen is None
         nodes = self.model.graph.node
         cut = next(index for index, node in enumerate(nodes) if node.name == name)
         if cut <= self._done:
@@ -116,16 +121,11 @@ class Walker:
         return self._batch in (None, 1)
 
     def only(self, samples: npt.NDArray[np.int64]) -> Walker:
-        """Another walker at the same cut, with some samples alone; the model has to take single ones."""
+        """A view of the walker at its cut, with some samples alone; the model has to take single ones."""
         other = copy.copy(self)
         other._joint, other._types = set(self._joint), dict(self._types)
-        other._alive = {name: self._chosen(value, samples) for name, value in self._alive.items()}
-        other._samples = len(samples)
+        other._chosen = samples if self._chosen is None else self._chosen[samples]
         return other
-
-    def _chosen(self, value: Array, samples: npt.NDArray[np.int64]) -> Array:
-        shape = value.shape[1:]
-        return value.reshape(self._samples, -1, *shape)[samples].reshape(-1, *shape)
 
     def segment(self, outputs: Sequence[str]) -> onnx.ModelProto:
         """A model of its own from the tensors alive to ``outputs``."""
@@ -143,7 +143,8 @@ class Walker:
         """Values (n, ...) of tensors at the cut or after it, for all samples; the cut stays."""
         missing = [name for name in names if name not in self._alive]
         found = self._gather(self._open(missing), missing)
-        return {name: self._alive[name] if name in self._alive else found[name] for name in names}
+        every = slice(0, self.samples)
+        return {name: found[name] if name in found else self._part(name, every) for name in names}
 
     def stream(self, names: Sequence[str], size: int) -> Iterator[tuple[slice, dict[str, Tensor]]]:
         """Values of tensors at the cut or after it, ``size`` samples at a time, floats as float32."""
@@ -188,14 +189,17 @@ class Walker:
     def _stated(self, name: str) -> onnx.ValueInfoProto:
         """Type and shape of a tensor that is alive, as a segment's input."""
         value = self._alive[name]
-        rows = len(value) * self._batch // self._samples if self._batch else None
+        rows = len(value) * self._batch // self._stored if self._batch else None
         kind = onnx.helper.np_dtype_to_tensor_dtype(self._types[name])
         return onnx.helper.make_tensor_value_info(name, kind, [rows, *value.shape[1:]])
 
     def _part(self, name: str, samples: slice) -> Array:
         value = self._alive[name]
-        start, stop = (len(value) * edge // self._samples for edge in (samples.start, samples.stop))
-        return value[start:stop]
+        if self._chosen is None:
+            start, stop = (len(value) * edge // self._stored for edge in (samples.start, samples.stop))
+            return value[start:stop]
+        shape = value.shape[1:]
+        return value.reshape(self._stored, -1, *shape)[self._chosen[samples]].reshape(-1, *shape)
 
     def _feed(self, session: Session, samples: slice) -> dict[str, Array]:
         return {
@@ -204,8 +208,8 @@ class Walker:
         }
 
     def _run(self, session: Session | None, size: int) -> Iterator[tuple[slice, dict[str, Array]]]:
-        for start in range(0, self._samples, size):
-            samples = slice(start, min(start + size, self._samples))
+        for start in range(0, self.samples, size):
+            samples = slice(start, min(start + size, self.samples))
             yield samples, {} if session is None else session.run(self._feed(session, samples))
 
     def _gather(self, session: Session | None, names: Sequence[str]) -> dict[str, Array]:
@@ -216,12 +220,12 @@ class Walker:
                 self._types[name] = value.dtype
                 if name not in found:
                     found[name] = self._room(value, samples.stop - samples.start)
-                found[name] = _stored(found[name], samples, self._samples, value)
+                found[name] = _stored(found[name], samples, self.samples, value)
         return found
 
     def _room(self, value: Array, samples: int) -> Array:
         """Room for all samples' values, like ``value``, which holds those of ``samples``."""
-        shape = (len(value) * self._samples // samples, *value.shape[1:])
+        shape = (len(value) * self.samples // samples, *value.shape[1:])
         half = value.dtype == np.float32 and 4 * int(np.prod(shape)) > _HALF_ABOVE
         return np.empty(shape, np.float16 if half else value.dtype)
 
@@ -234,7 +238,7 @@ class Walker:
             return set()
         first = slice(0, self._batch or 1)
         alone = [session.run(self._feed(session, first))]
-        if self._batch is None and self._samples > 1:
+        if self._batch is None and self.samples > 1:
             alone.append(session.run(self._feed(session, slice(1, 2))))
         together = session.run(self._feed(session, slice(0, len(alone)))) if len(alone) > 1 else alone[0]
         return {

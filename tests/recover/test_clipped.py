@@ -101,6 +101,17 @@ def test_many_steps_end_where_a_general_minimiser_does(
     assert np.allclose(matrix.ravel(), best.x, atol=1e-2)
 
 
+@pytest.mark.parametrize("shortcut", (False, True))
+def test_rows_in_blocks_are_the_rows(shortcut: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    response, parts = problem(CLIPS["relu6"], shortcut=shortcut)
+    matrix = torch.from_numpy(np.random.default_rng(1).standard_normal((2, 5, 3)))
+    whole = response.error(parts, matrix), response.pulls(parts, matrix)
+    monkeypatch.setattr("onnxprune.recover.rows._BLOCK_BYTES", 17 * 8 * 2 * 3)
+    assert [block.count for block in parts[0].blocks()] == [17] * 5 + [15]
+    assert np.isclose(response.error(parts, matrix), whole[0], rtol=1e-12)
+    torch.testing.assert_close(response.pulls(parts, matrix), whole[1], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ("relu", "upper"))
 def test_few_steps_already_help(name: str) -> None:
     response, parts = problem(CLIPS[name])

@@ -56,6 +56,29 @@ def test_every_cut(build: Callable[[], onnx.ModelProto]) -> None:
     check_everywhere(prepare(build()), count=7)
 
 
+@pytest.mark.parametrize("batch", [None, 1])
+def test_some_samples_alone(batch: int | None) -> None:
+    """At every cut: what is alive there and what comes after, for chosen samples and some of those."""
+    model = prepare(resnet())
+    x = samples(model, 7)
+    walker, chosen = start(model, x, batch), np.array([1, 2, 4, 6])
+    last = model.graph.node[-1].output[0]
+    for node in model.graph.node:
+        walker.advance(node.name)
+        wanted = expected(model, x, [node.input[0], last], batch)
+        for few, view in (
+            (chosen, walker.only(chosen)),
+            (chosen[[0, 3]], walker.only(chosen).only(np.array([0, 3]))),
+        ):
+            assert view.samples == len(few)
+            streamed = [values for _, values in view.stream(list(wanted), batch or 3)]
+            for name, value in view.compute(list(wanted)).items():
+                assert np.allclose(value, wanted[name][few], atol=1e-5), (node.name, name)
+                joined = np.concatenate([values[name].numpy() for values in streamed])
+                assert np.allclose(joined, wanted[name][few], atol=1e-5), (node.name, name)
+    assert walker.samples == len(x)
+
+
 @pytest.mark.parametrize(("batch", "count"), ((1, 3), (4, 8)))
 def test_a_fixed_batch(batch: int, count: int) -> None:
     check_everywhere(prepare(resnet(batch=batch)), count, batch)
