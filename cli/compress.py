@@ -108,7 +108,8 @@ CHOICE = grouped(
         "--max-group-ratio",
         type=float,
         metavar="SHARE",
-        help=f"Remove at most this share of a group. {default_of('max_group_ratio')}",
+        help="Remove at most this share of a group; 1 lets whole residual branches go. "
+        + default_of("max_group_ratio"),
     ),
 )
 

@@ -46,7 +46,7 @@ from onnxprune.report.inspection import file_bytes, inspect
 from onnxprune.report.schema import ClassStructure, CompressionReport
 from onnxprune.select.allocate import CostGoal, Limits, Ranking
 from onnxprune.select.rankings import LASSO_METHODS, STATISTICS_METHODS
-from onnxprune.select.select import chosen_groups, plan_within, rank
+from onnxprune.select.select import chosen_groups, plan_within, protect_branches, rank
 from onnxprune.sensitivity import analyze, class_structure
 
 __all__ = [
@@ -257,7 +257,8 @@ class _Run:
 
     def _allocate(self, rankings: list[Ranking], goals: tuple[CostGoal, ...]) -> Plan:
         limits = Limits(self.config.round_to, self.config.max_group_ratio)
-        return plan_within(self.graph, rankings, goals, limits, self.config.method)
+        graph = protect_branches(self.graph, self.config.keep)
+        return plan_within(graph, rankings, goals, limits, self.config.method)
 
     def _finish(self, plan: Plan, *, tune: bool = True) -> _Candidate:
         """Rewrite, verify, recover and evaluate; BudgetError where ``max_drop`` is exceeded.

@@ -433,12 +433,18 @@ def models(draw: Draw) -> onnx.ModelProto:
 
 
 def random_plan(graph: PruningGraph, seed: int, share: float) -> Plan:
-    """Each unit goes with probability ``share``; where an axis would be left empty, one unit stays."""
+    """Each unit goes with probability ``share``; where an axis would be left empty, one unit stays.
+
+    Half as often, what is left of a residual branch goes as a whole.
+    """
     random = np.random.default_rng(seed)
     keep = random.random(graph.unit_count) >= share
     for units in must_keep_one(graph):
         if not keep[units].any():
             keep[random.choice(units)] = True
+    for branch in graph.residual_branches:
+        if random.random() < 0.5 * share:
+            keep[branch.units] = False
     return Plan(keep)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import onnx
 
@@ -14,6 +15,7 @@ from onnxprune.graph.ops.elementwise import meet_again, settle_constants
 from onnxprune.graph.ops.quantization import settle_stored
 from onnxprune.graph.ops.registry import NoRule
 from onnxprune.graph.prepare import prepare
+from onnxprune.graph.residual import find_residual_branches
 from onnxprune.graph.shapes import infer_concrete
 from onnxprune.graph.structure import PruningGraph
 from onnxprune.graph.units import (
@@ -70,7 +72,7 @@ def analyze_graph(
     axes = unit_axes(state.labels, state.weights, units, shapes)
     layers = tuple(with_units(layer, units) for layer in state.layers)
     node_values = {node.name: (*node.input, *node.output) for node in graph.node}
-    return PruningGraph(
+    pruning = PruningGraph(
         model=prepared,
         shapes=shapes,
         axes=axes,
@@ -79,6 +81,7 @@ def analyze_graph(
         groups=make_groups(axes, units, layers, node_values),
         skipped=list_skipped(state.layers, units),
     )
+    return replace(pruning, residual_branches=find_residual_branches(pruning))
 
 
 def _start(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> State:

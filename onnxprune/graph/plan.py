@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import PlanError
-from onnxprune.graph.structure import FIXED, BoolArray, Group, IntArray, PruningGraph
+from onnxprune.graph.structure import (
+    FIXED,
+    BoolArray,
+    Group,
+    IntArray,
+    PruningGraph,
+    ResidualBranch,
+    removed_branches,
+)
 
 SCHEMA = 1
 """Version of the JSON form of a plan."""
@@ -87,8 +95,8 @@ def kept_indices(keep: BoolArray, units: IntArray) -> BoolArray:
 def must_keep_one(graph: PruningGraph) -> tuple[IntArray, ...]:
     """Sets of units of which at least one has to stay, since an axis has no other index.
 
-    A plan is valid if and only if it keeps a unit of each set. Sets that contain another set are
-    left out: they follow.
+    A plan that keeps a unit of each set is valid; others are only where whole residual branches go.
+    Sets that contain another set are left out: they follow.
     """
     sets: dict[bytes, IntArray] = {}
     for axes in graph.axes.values():
@@ -105,15 +113,24 @@ def must_keep_one(graph: PruningGraph) -> tuple[IntArray, ...]:
 
 
 def validate(graph: PruningGraph, plan: Plan) -> None:
-    """Check that ``plan`` fits ``graph`` and leaves at least one index on every axis; else PlanError."""
+    """Check that ``plan`` fits ``graph``; else PlanError.
+
+    At least one index of every axis has to stay, but inside residual branches that go as a whole.
+    """
     keep = plan.keep
     if keep.dtype != np.bool_ or keep.shape != (graph.unit_count,):
         raise PlanError(
             f"the plan decides {keep.size} units as {keep.dtype}; the model has {graph.unit_count} (bool)",
             hint="make the plan from the analysis of this very model",
         )
+    gone: set[str] = set()
+    for branch in removed_branches(graph.residual_branches, keep):
+        _check_removed(graph, branch, keep)
+        gone |= branch.tensors - {branch.tensor}
     checked: set[bytes] = set()
     for tensor, axes in graph.axes.items():
+        if tensor in gone:
+            continue
         for axis, units in enumerate(axes):
             if units is None or (key := units.tobytes()) in checked:
                 continue
@@ -128,6 +145,18 @@ def validate(graph: PruningGraph, plan: Plan) -> None:
                     else f"the plan leaves nothing on axis {axis} of the tensor {tensor!r}",
                     hint=f"keep a channel of {names}",
                 )
+
+
+def _check_removed(graph: PruningGraph, branch: ResidualBranch, keep: BoolArray) -> None:
+    """PlanError where a branch goes but for channels inside, which would serve nobody."""
+    left = branch.units[keep[branch.units]]
+    if len(left):
+        names = ", ".join(repr(group.name) for group in graph.groups if np.isin(group.units, left).any())
+        reads = next(group.name for group in graph.groups if np.isin(group.units, branch.entry).any())
+        raise PlanError(
+            f"the plan removes the branch that ends with {branch.reader!r}, but keeps channels of {names}",
+            hint=f"keep none of {names}, or a channel of {reads!r}",
+        )
 
 
 def _group_json(group: Group, keep: BoolArray) -> str:

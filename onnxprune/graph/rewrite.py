@@ -13,9 +13,10 @@ from onnxprune.errors import ModelError, RewriteError
 from onnxprune.graph.edits import Array, Edits
 from onnxprune.graph.kept import Kept
 from onnxprune.graph.plan import Plan, validate
+from onnxprune.graph.residual import constant_of
 from onnxprune.graph.resize import resize
 from onnxprune.graph.shapes import skeleton
-from onnxprune.graph.structure import BoolArray, PruningGraph
+from onnxprune.graph.structure import BoolArray, PruningGraph, removed_branches
 from onnxprune.io.validate import check_model, shorten, without_initializers
 
 _DEFAULT_DOMAINS = ("", "ai.onnx")
@@ -25,7 +26,8 @@ def rewrite(graph: PruningGraph, plan: Plan) -> onnx.ModelProto:
     """The model without the units that ``plan`` removes; ``graph.model`` is left as it is.
 
     Every index whose unit goes is dropped, on every axis of every initializer; then each attribute
-    and constant that states a size is written anew. The graph's inputs and outputs, names,
+    and constant that states a size is written anew. A residual branch that goes as a whole is replaced
+    by the constant that it would give. The graph's inputs and outputs, names,
     versions, documentation and metadata stay. PlanError if the plan does not fit, before anything
     is built; RewriteError (a bug of ours) if the result is not a valid model of the right shapes.
     """
@@ -33,8 +35,11 @@ def rewrite(graph: PruningGraph, plan: Plan) -> onnx.ModelProto:
     model, kept = graph.model, Kept(graph, plan)
     result = without_initializers(model)
     edits = _edits(model, kept)
+    gone = _remove_branches(result.graph, graph, plan)
     _resize_nodes(result.graph, edits)
     for tensor in model.graph.initializer:
+        if tensor.name in gone:
+            continue
         value = edits.constants.get(tensor.name)
         if value is None:
             masks = _masks(kept, tensor.name)
@@ -48,6 +53,21 @@ def rewrite(graph: PruningGraph, plan: Plan) -> onnx.ModelProto:
     _update_shapes(result.graph, kept)
     _check(model, result, kept)
     return result
+
+
+def _remove_branches(result: onnx.GraphProto, graph: PruningGraph, plan: Plan) -> set[str]:
+    """Put constants in the place of the residual branches that ``plan`` removes; returns what tensors go."""
+    branches = removed_branches(graph.residual_branches, plan.keep)
+    gone = set[str]().union(*(branch.tensors for branch in branches))
+    nodes = set[str]().union(*(branch.nodes for branch in branches))
+    for values, dropped in ((result.value_info, gone), (result.input, gone), (result.node, nodes)):
+        for index in reversed(range(len(values))):
+            if values[index].name in dropped:
+                del values[index]
+    for branch in branches:
+        value = constant_of(graph, branch, plan)
+        result.initializer.append(numpy_helper.from_array(value, branch.tensor))
+    return gone
 
 
 def _edits(model: onnx.ModelProto, kept: Kept) -> Edits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -56,6 +56,35 @@ class Group:
 
 
 @dataclass(frozen=True)
+class ResidualBranch:
+    """What a residual join can do without: all that serves the layer ``reader``, which serves the join alone.
+
+    Where everything that the reader reads goes, its output is a constant, which then stands for
+    ``tensor``, the input of the node ``join`` beside its shortcut. ``entry`` (p,) are the units that the
+    reader reads, ``units`` (m,) all that live inside, which go with them; ``nodes`` and ``tensors`` name
+    what else goes, ``tensor`` itself and the constants included.
+    """
+
+    reader: str
+    join: str
+    tensor: str
+    entry: IntArray
+    units: IntArray
+    nodes: frozenset[str]
+    tensors: frozenset[str]
+
+
+def removed_branches(branches: Sequence[ResidualBranch], keep: BoolArray) -> tuple[ResidualBranch, ...]:
+    """Those of ``branches`` whose readers have nothing to read under a mask of kept units (unit_count,).
+
+    Without those that lie inside another one that goes.
+    """
+    gone = [branch for branch in branches if not keep[branch.entry].any()]
+    nodes = set[str]().union(*(branch.nodes for branch in gone))
+    return tuple(branch for branch in gone if branch.join not in nodes)
+
+
+@dataclass(frozen=True)
 class Skipped:
     """Units that can't be pruned, with the node and the op that pins them."""
 
@@ -81,6 +110,7 @@ class PruningGraph:
     layers: tuple[Layer, ...]
     groups: tuple[Group, ...]
     skipped: tuple[Skipped, ...]
+    residual_branches: tuple[ResidualBranch, ...] = ()
 
     def layer(self, name: str) -> Layer:
         """The layer of that name; KeyError if there is none."""

@@ -22,7 +22,7 @@ from onnxprune.graph.plan import kept_indices
 from onnxprune.graph.prepare import initializer_origin, prepare
 from onnxprune.graph.shapes import infer_concrete, skeleton
 from onnxprune.graph.stored import is_quantizer, stored_constants
-from onnxprune.graph.structure import BoolArray, IntArray, PruningGraph
+from onnxprune.graph.structure import BoolArray, IntArray, PruningGraph, ResidualBranch, removed_branches
 from onnxprune.io.share import equal_values, shared_initializers
 from onnxprune.profile.products import FloatArray, Products, ProductsBuilder
 
@@ -72,10 +72,12 @@ class CostModel:
     units. All products are evaluated at once from the sizes of the distinct axes.
     """
 
-    def __init__(self, unit_count: int, macs: Products, params: Products, clones: _Clones) -> None:
+    def __init__(
+        self, unit_count: int, macs: Products, params: Products, clones: _Clones, removals: _Removals
+    ) -> None:
         """Take prepared products; see `CostModel.of`."""
         self.unit_count = unit_count
-        self._macs, self._params, self._clones = macs, params, clones
+        self._macs, self._params, self._clones, self._removals = macs, params, clones, removals
 
     @classmethod
     def of(cls, graph: PruningGraph) -> CostModel:
@@ -86,12 +88,13 @@ class CostModel:
             factors = _macs_factors(node, graph.shapes)
             if factors is not None:
                 macs.add(node.name, node.op_type, _sized(factors, graph.shapes))
-        clones = _Clones.of(graph)
+        clones, counted = _Clones.of(graph), list[str]()
         for tensor in _weights(graph.model):
             if tensor.name not in clones.merged:
+                counted.append(tensor.name)
                 sizes = [(tensor.name, axis, int(dim)) for axis, dim in enumerate(tensor.dims)]
                 params.add(readers.get(tensor.name, ""), "", sizes)
-        return cls(graph.unit_count, macs.build(), params.build(), clones)
+        return cls(graph.unit_count, macs.build(), params.build(), clones, _Removals.of(graph, counted))
 
     def macs(self, keep: BoolArray) -> int:
         """Multiply-accumulates at batch 1 when the units in ``keep`` (unit_count,) stay."""
@@ -99,7 +102,9 @@ class CostModel:
 
     def params(self, keep: BoolArray) -> int:
         """Parameters when the units in ``keep`` (unit_count,) stay."""
-        return int(self._params.values(keep).sum()) - self._clones.saved(keep)
+        values = self._params.values(keep)
+        added = self._removals.apply(values, keep)
+        return int(values.sum()) + added - self._clones.saved(keep)
 
     def marginal_macs(self, keep: BoolArray) -> FloatArray:
         """What removing one unit of ``keep`` saves in MACs: (unit_count,), the cost's derivative.
@@ -113,19 +118,54 @@ class CostModel:
     def marginal_params(self, keep: BoolArray) -> FloatArray:
         """What removing one unit of ``keep`` saves in parameters: (unit_count,), the derivative.
 
-        As `marginal_macs`; that a shared tensor may have to be stored twice is left out.
+        As `marginal_macs`; left out are that a shared tensor may have to be stored twice, and that biases
+        and norms go with the last unit of a residual branch.
         """
         return self._params.gradient(keep)
 
     def by_layer(self, keep: BoolArray) -> tuple[LayerCost, ...]:
         """Cost of each contraction in graph order, with the parameters that its node reads."""
         params: dict[str, int] = {}
-        for reader, value in zip(self._params.names, self._params.values(keep), strict=True):
+        values = self._params.values(keep)
+        self._removals.apply(values, keep)
+        for reader, value in zip(self._params.names, values, strict=True):
             params[reader] = params.get(reader, 0) + int(value)
         return tuple(
             LayerCost(name, op, int(value), params.get(name, 0))
             for name, op, value in zip(self._macs.names, self._macs.ops, self._macs.values(keep), strict=True)
         )
+
+
+@dataclass(frozen=True)
+class _Removals:
+    """What goes with a residual branch besides its units' entries: biases and norms of what it gave.
+
+    By the branch's reader, ``products`` are the indices of all its tensors' products, ``channels`` (C,) the
+    units of the constant that the join adds instead.
+    """
+
+    branches: tuple[ResidualBranch, ...]
+    products: Mapping[str, IntArray]
+    channels: Mapping[str, IntArray]
+
+    @classmethod
+    def of(cls, graph: PruningGraph, counted: Sequence[str]) -> _Removals:
+        """Those of ``graph``, where product i is the size of the tensor ``counted[i]``."""
+        place = {name: index for index, name in enumerate(counted)}
+        products, channels = {}, {}
+        for branch in graph.residual_branches:
+            inside = [place[name] for name in branch.tensors if name in place]
+            products[branch.reader] = np.array(sorted(inside), np.int64)
+            channels[branch.reader] = graph.layer(branch.reader).out_units
+        return cls(graph.residual_branches, products, channels)
+
+    def apply(self, values: IntArray, keep: BoolArray) -> int:
+        """Set the products of what goes under a mask to 0; returns the entries of the constants instead."""
+        added = 0
+        for branch in removed_branches(self.branches, keep):
+            values[self.products[branch.reader]] = 0
+            added += int(kept_indices(keep, self.channels[branch.reader]).sum())
+        return added
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,17 @@ import torch
 from onnxprune.graph.joins import Targets
 from onnxprune.graph.kept import Kept
 from onnxprune.graph.plan import Plan
-from onnxprune.graph.structure import Layer, PruningGraph
+from onnxprune.graph.structure import Layer, PruningGraph, ResidualBranch, removed_branches
 from onnxprune.graph.weights import Constants
 from onnxprune.profile.geometry import layer_geometry
 from onnxprune.profile.session import open_session
 from onnxprune.progress import Progress, Stage
 from onnxprune.recover.affected import Branch, affected_layers, find_branches
 from onnxprune.recover.clipped import fit_clipped
-from onnxprune.recover.fit import Ridge, Sums, fit_matrix
-from onnxprune.recover.problem import LayerWeights, Problem, is_held_out
+from onnxprune.recover.fit import Ridge, fit_matrix
+from onnxprune.recover.problem import HELD_OUT, LayerWeights, Problem, split
 from onnxprune.recover.producers import RIDGE, can_judge, move
+from onnxprune.recover.removed import settle
 from onnxprune.recover.rows import Rows
 from onnxprune.recover.walker import Mark, Walker
 
@@ -92,8 +93,11 @@ def recover(
     )
     generator = torch.Generator().manual_seed(seed)
     affected, targets = affected_layers(graph, plan), Targets(graph)
-    branches = find_branches(graph, plan, affected, targets)
-    run = _Run(graph, plan, original, changed, Constants(model), targets, branches, generator, new_bias)
+    left = {node.name for node in model.graph.node}
+    ends = {branch.reader: branch for branch in removed_branches(graph.residual_branches, plan.keep)}
+    affected = [layer for layer in affected if layer.name in left or layer.name in ends]
+    branches = find_branches(graph, plan, [layer for layer in affected if layer.name in left], targets)
+    run = _Run(graph, plan, original, changed, Constants(model), targets, branches, ends, generator, new_bias)
     with progress.stage("recover", len(affected)) as stage:
         fits = tuple(run.fits(affected, stage))
     return Recovery(model, fits)
@@ -121,6 +125,7 @@ class _Run:
     constants: Constants
     targets: Targets
     branches: dict[str, Branch]
+    removed: dict[str, ResidualBranch]
     generator: torch.Generator
     new_bias: bool
     weights: dict[str, LayerWeights] = field(default_factory=dict)
@@ -141,7 +146,7 @@ class _Run:
                 starts[branch.reader.name] = branch, self.changed.mark()
             if layer.name not in names:
                 continue
-            fit = self.refit(layer)
+            fit = self.settle(layer) if layer.name in self.removed else self.refit(layer)
             if layer.name in starts:
                 fit = self.serve(*starts.pop(layer.name), fit)
             if layer.name not in self.producing:
@@ -202,8 +207,17 @@ class _Run:
             result.error_after,
             result.ridge,
             kept,
-            "" if kept else _why_not(held_sums),
+            "" if kept else _why_not(held_sums.count),
         )
+
+    def settle(self, layer: Layer) -> LayerFit:
+        """Fit the constant that a residual join adds instead of the branch that ended with ``layer``."""
+        result = settle(
+            self.removed[layer.name], layer, self.targets.of(layer), self.plan, self.constants,
+            self.original, self.changed, self.generator,
+        )  # fmt: skip
+        reason = "" if result.helps else _why_not(self.changed.samples // HELD_OUT)
+        return LayerFit(layer.name, result.error_before, result.error_after, 0.0, result.helps, reason)
 
     def _opened(self, layer: Layer) -> str | None:
         """Read the layer's weights, once; why it can't be fitted, or None."""
@@ -237,13 +251,15 @@ class _Run:
             shortcut = (
                 problem.at_output(actual[target.shortcut].to(device), chosen) if target.shortcut else None
             )
-            found = Rows(problem.rows(source, chosen), goal, shortcut)
-            held = is_held_out(samples).to(device)
-            number = torch.arange(found.count, device=device) * len(held) // found.count
-            fit.append(found.select(~held[number]))
-            held_out.append(found.select(held[number]))
+            for part, rows in zip(
+                (fit, held_out),
+                split(Rows(problem.rows(source, chosen), goal, shortcut), samples),
+                strict=True,
+            ):
+                part.append(rows)
         return fit, held_out
 
 
-def _why_not(held_out: Sums) -> str:
-    return "the fit would raise the held-out error" if held_out.count else "too few samples to hold any out"
+def _why_not(held_out: int) -> str:
+    """Why a fit did not stay, with so many rows or samples held out."""
+    return "the fit would raise the held-out error" if held_out else "too few samples to hold any out"

@@ -26,7 +26,7 @@ from onnxprune.graph.weights import (
 )
 from onnxprune.profile.geometry import Geometry, choose_positions
 from onnxprune.recover.fit import Ridge
-from onnxprune.recover.rows import Response
+from onnxprune.recover.rows import Response, Rows
 
 ROWS = (16_384, 65_536)
 """Fewest and most rows aimed at for a layer."""
@@ -44,6 +44,13 @@ HELD_OUT = 10
 def is_held_out(samples: slice) -> Tensor:
     """Which of a range of samples are held out: a mask of its length."""
     return torch.arange(samples.start, samples.stop) % HELD_OUT == HELD_OUT - 1
+
+
+def split(rows: Rows, samples: slice) -> tuple[Rows, Rows]:
+    """Rows of a range of samples, the same number of each: (those that learn, those held out)."""
+    held = is_held_out(samples).to(rows.goal.device)
+    held = held[torch.arange(rows.count, device=held.device) * len(held) // rows.count]
+    return rows.select(~held), rows.select(held)
 
 
 def rows_wanted(shape: tuple[int, ...]) -> int:

@@ -24,7 +24,9 @@ def odd_channels_warning(graph: PruningGraph, plan: Plan) -> tuple[str, ...]:
     costs = CostModel.of(graph)
     everything = np.ones_like(plan.keep)
     macs = {cost.name: cost.macs for cost in costs.by_layer(plan.keep)}
-    convolutions = [layer for layer in graph.layers if layer.op in ("Conv", "ConvTranspose")]
+    convolutions = [
+        layer for layer in graph.layers if layer.op in ("Conv", "ConvTranspose") and macs[layer.name]
+    ]
     odd = [
         layer
         for layer in convolutions

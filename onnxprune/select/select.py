@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,14 @@ def chosen_groups(graph: PruningGraph, keep: Sequence[str] = (), only: Sequence[
         if not _matches((*group.nodes, *group.producers, *group.consumers), keep)
         and (not only or _matches(group.producers, only))
     ]
+
+
+def protect_branches(graph: PruningGraph, keep: Sequence[str]) -> PruningGraph:
+    """The graph as one where no residual branch with a node that matches ``keep`` can go as a whole."""
+    if not keep:
+        return graph
+    free = (branch for branch in graph.residual_branches if not _matches(tuple(branch.nodes), keep))
+    return replace(graph, residual_branches=tuple(free))
 
 
 def rank(

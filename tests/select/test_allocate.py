@@ -16,10 +16,11 @@ from onnxprune.errors import BudgetError
 from onnxprune.graph.analysis import analyze_graph
 from onnxprune.graph.plan import Plan, must_keep_one, validate
 from onnxprune.graph.rewrite import rewrite
-from onnxprune.graph.structure import BoolArray, Group, PruningGraph
+from onnxprune.graph.structure import BoolArray, Group, PruningGraph, removed_branches
 from onnxprune.graph.weights import FloatArray
 from onnxprune.profile.cost import CostModel, count
 from onnxprune.select.allocate import CostGoal, Goal, Limits, Ranking, allocate, allocate_evenly
+from onnxprune.select.select import protect_branches
 from tests.model_builder import Builder
 from tests.recover.nets import branches, resnet
 from tests.strategies import models
@@ -44,21 +45,28 @@ def goal(graph: PruningGraph, kind: str, share: float) -> CostGoal:
     return CostGoal(costs, kind, share * whole(np.ones(graph.unit_count, np.bool_)))  # a str
 
 
-def lowest(graph: PruningGraph, ranked: list[Ranking], limits: Limits) -> BoolArray:
-    """The mask when every group loses all that the limits allow."""
+def lowest(graph: PruningGraph, ranked: list[Ranking], limits: Limits, *, branches: bool) -> BoolArray:
+    """The mask when every group loses all that the limits allow, with ``branches`` whole ones too."""
     keep = np.ones(graph.unit_count, np.bool_)
     for ranking in ranked:
         most = int(limits.counts(len(ranking.order))[-1])
         keep[ranking.group.units[ranking.order[:most]]] = False
+    for branch in graph.residual_branches if branches and limits.whole_branches else ():
+        keep[branch.units] = False
     return keep
 
 
 def check(graph: PruningGraph, plan: Plan, ranked: list[Ranking], limits: Limits) -> None:
     """Every group keeps an allowed number of units: those that its ranking wants most."""
     validate(graph, plan)
+    whole = [branch.units for branch in removed_branches(graph.residual_branches, plan.keep)]
+    assert limits.whole_branches or not whole
     for ranking in ranked:
         size = len(ranking.order)
         kept = plan.keep[ranking.group.units]
+        if any(np.isin(ranking.group.units, units).all() for units in whole):
+            assert not kept.any()
+            continue
         removed = size - int(kept.sum())
         assert removed < size or size == 0
         assert removed <= limits.max_group_ratio * size + 1e-9
@@ -106,7 +114,7 @@ def test_any_graph_gives_a_valid_plan_or_says_what_is_reachable(
     graph = analyze_graph(model)
     ranked = rankings(graph, seed)
     wanted = goal(graph, kind, share)
-    reachable = wanted.value(lowest(graph, ranked, limits))
+    reachable = wanted.value(lowest(graph, ranked, limits, branches=not even))
     try:
         plan = (allocate_evenly if even else allocate)(graph, ranked, [wanted], limits)
     except BudgetError as error:
@@ -130,7 +138,7 @@ def test_groups_that_share_an_axis_never_leave_it_empty() -> None:
     (together,) = [units for units in must_keep_one(graph) if len(units) > 4] or [np.arange(9)]
     for allocator in ALLOCATORS:
         ranked = rankings(graph)
-        least = goal(graph, "macs", 1.0).value(lowest(graph, ranked, Limits()))
+        least = goal(graph, "macs", 1.0).value(lowest(graph, ranked, Limits(), branches=False))
         whole = goal(graph, "macs", 1.0).limit
         plan = allocator(graph, ranked, [goal(graph, "macs", least / whole)], Limits())
         validate(graph, plan)
@@ -278,3 +286,80 @@ def test_sizes_count_bytes_and_an_offset() -> None:
     assert size.value(full) == 4 * costs.params(full) + 100
     assert np.array_equal(size.savings(full), 4 * costs.marginal_params(full))
     assert size.describe(size.value(full)) == f"{size.value(full):,.0f} bytes (100.0 % of the original)"
+
+
+def stack(blocks: int = 3) -> PruningGraph:
+    """Residual blocks of two Convs with 8 channels inside, between two Convs."""
+    b = Builder()
+    x = b.relu(b.conv(b.input((1, 3, 6, 6)), 6, 3))
+    for _ in range(blocks):
+        x = b.relu(b.like("Add", b.conv(b.relu(b.conv(x, 8, 3)), 6, 3), x))
+    return analyze_graph(b.model(b.conv(x, 2, 1)))
+
+
+def priced(graph: PruningGraph, *losses: FloatArray) -> list[Ranking]:
+    """The groups inside the branches, in graph order, with these losses."""
+    inside = [
+        next(group for group in graph.groups if np.isin(group.units, branch.units).all())
+        for branch in graph.residual_branches
+    ]
+    return [Ranking(group, np.arange(8), loss) for group, loss in zip(inside, losses, strict=True)]
+
+
+STEEP, FLAT = 10.0 * np.arange(9.0) ** 2, 1.0 + np.arange(9.0) / 1e3 - (np.arange(9) == 0)
+"""Losses of a branch whose every unit matters, and of one whose loss comes with the first."""
+
+
+def test_a_branch_goes_as_a_whole_where_that_is_cheapest() -> None:
+    graph = stack()
+    ranked = priced(graph, STEEP, FLAT, STEEP)
+    wanted = goal(graph, "macs", 0.75)
+    plan = allocate(graph, ranked, [wanted], Limits())
+    (gone,) = removed_branches(graph.residual_branches, plan.keep)
+    assert gone is graph.residual_branches[1]
+    assert int((~plan.keep).sum()) == 8  # what went of others first was given back
+    written = count(rewrite(graph, plan))
+    assert written.macs == wanted.value(plan.keep) <= wanted.limit
+    # One unit stays where the limits say so.
+    plan = allocate(graph, ranked, [wanted], Limits(max_group_ratio=0.99))
+    assert not removed_branches(graph.residual_branches, plan.keep)
+    assert plan.keep[gone.units].sum() == 1
+    assert (
+        removed_branches(graph.residual_branches, allocate_evenly(graph, ranked, [wanted], Limits()).keep)
+        == ()
+    )
+
+
+def test_a_branch_that_the_budget_turns_out_not_to_need_comes_back() -> None:
+    """It goes first, being cheap; then another one has to go that alone would have been enough."""
+    graph = stack(2)
+    small, large = (branch.units for branch in graph.residual_branches)
+    ranked = priced(graph, FLAT, 3.0 * FLAT)
+
+    @dataclass(frozen=True)
+    class Needs:
+        """The second branch has to go; the first one's removal helps a little."""
+
+        limit: float = 0.5
+
+        def value(self, keep: BoolArray) -> float:
+            return 1.0 * keep[large].any() + 0.2 * keep[small].any()
+
+        def savings(self, keep: BoolArray) -> FloatArray:
+            return np.where(np.isin(np.arange(len(keep)), small), 0.1, 0.0)
+
+        def describe(self, value: float) -> str:
+            return f"{value}"
+
+    plan = allocate(graph, ranked, [Needs()], Limits())
+    assert plan.keep[small].all() and not plan.keep[large].any()
+
+
+def test_protected_nodes_keep_their_branch() -> None:
+    graph = stack()
+    ranked = priced(graph, STEEP, FLAT, STEEP)
+    reader = graph.residual_branches[1].reader
+    protected = protect_branches(graph, (reader,))
+    plan = allocate(protected, ranked, [goal(graph, "macs", 0.75)], Limits())
+    assert not removed_branches(graph.residual_branches, plan.keep)
+    assert protect_branches(graph, ()) is graph
