@@ -267,11 +267,11 @@ class _Curve:
 class _Whole:
     """A residual branch that may go as a whole: one step that ends all curves inside.
 
-    What its reader loses without any input counts instead of what the curves inside have lost.
+    It costs what is left to lose for the curves ``read`` by its last layer, which are judged at the join.
     """
 
-    def __init__(self, units: IntArray, inside: Sequence[_Curve], loss: float) -> None:
-        self._units, self._inside, self._loss = units, inside, loss
+    def __init__(self, units: IntArray, inside: Sequence[_Curve], read: Sequence[_Curve]) -> None:
+        self._units, self._inside, self._read = units, inside, read
         self._undone: IntArray | None = None
 
     def price(self, state: _State) -> float:
@@ -279,7 +279,7 @@ class _Whole:
         if self._undone is not None:
             return np.inf
         saved = state.saved(self._units)
-        return max(self._more(), 0.0) / saved if saved > 0 else np.inf
+        return self._more() / saved if saved > 0 else np.inf
 
     def advance(self, state: _State) -> None:
         """Remove it."""
@@ -303,19 +303,18 @@ class _Whole:
         return True
 
     def _more(self) -> float:
-        return self._loss - sum(curve.lost for curve in self._inside)
+        return sum(float(curve.loss[-1]) - curve.lost for curve in self._read)
 
 
 def _wholes(graph: PruningGraph, curves: Sequence[_Curve]) -> Iterator[_Whole]:
-    """The branches all of whose units may go, priced by the curves of what their readers read."""
+    """The branches all of whose units may go."""
     owner = np.full(graph.unit_count, -1, np.int64)
     for index, curve in enumerate(curves):
         owner[curve.units] = index
     for branch in graph.residual_branches:
         inside, reads = np.unique(owner[branch.units]), np.unique(owner[branch.entry])
         if inside[0] >= 0 and sum(len(curves[index].units) for index in inside) == len(branch.units):
-            loss = sum(float(curves[index].loss[-1]) for index in reads)
-            yield _Whole(branch.units, [curves[index] for index in inside], loss)
+            yield _Whole(branch.units, *([curves[index] for index in each] for each in (inside, reads)))
 
 
 def _put_back(units: IntArray, keep: BoolArray, goals: Sequence[Goal]) -> bool:
