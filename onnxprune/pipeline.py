@@ -256,7 +256,8 @@ class _Run:
         return rankings, class_structure(statistics, data.names)
 
     def _allocate(self, rankings: list[Ranking], goals: tuple[CostGoal, ...]) -> Plan:
-        limits = Limits(self.config.round_to, self.config.max_group_ratio)
+        ratio = self.config.max_group_ratio
+        limits = Limits(self.config.round_to, ratio, whole_branches=ratio == 1.0)
         graph = protect_branches(self.graph, self.config.keep)
         return plan_within(graph, rankings, goals, limits, self.config.method)
 

@@ -22,12 +22,13 @@ def find_residual_branches(graph: PruningGraph) -> tuple[ResidualBranch, ...]:
 
     There has to be a place in it for a constant already (a bias, or a BatchNormalization), so that no
     plan adds parameters; and no quantizer, behind which runtimes look for levels, not for a constant.
+    An Attention with its projection is more than a sum of what it reads.
     """
     constants, targets, wiring = Constants(graph.model), Targets(graph), _Wiring(graph)
     found = []
     for layer in graph.layers:
         target = targets.of(layer)
-        if target.shortcut is None or (layer.in_units == FIXED).any():
+        if target.shortcut is None or (layer.in_units == FIXED).any() or layer.op == "Attention":
             continue
         quantized = any(is_quantizer(graph.node(name)) for name in target.affine.chain)
         if quantized or not can_shift(constants, layer, target.affine, new_bias=False):

@@ -36,16 +36,13 @@ class Limits:
     """What a plan must respect in every group.
 
     Kept counts are multiples of ``round_to`` (or the whole group stays); at most ``max_group_ratio``
-    of a group's units go, and at least one stays, but where a residual branch goes as a whole.
+    of a group's units go, and at least one stays. With ``whole_branches`` residual branches may go as
+    a whole nevertheless.
     """
 
     round_to: int = 1
     max_group_ratio: float = 1.0
-
-    @property
-    def whole_branches(self) -> bool:
-        """Whether all units of a group may go, where the rest of the network can do without."""
-        return self.max_group_ratio >= 1.0
+    whole_branches: bool = False
 
     def counts(self, size: int) -> IntArray:
         """The numbers of removed units that are allowed for a group of ``size``, rising from 0."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from onnxprune.graph.analysis import analyze_graph
@@ -13,7 +14,11 @@ from onnxprune.graph.rewrite import rewrite
 from onnxprune.graph.structure import PruningGraph, ResidualBranch
 from onnxprune.progress import SilentProgress
 from onnxprune.recover.closed_form import Recovery, recover
+from onnxprune.recover.executor import Executor
 from onnxprune.recover.problem import HELD_OUT
+from onnxprune.recover.training.distill import residual_joins
+from tests.graph.test_residual import nested
+from tests.graph.test_residual import net as nested_net
 from tests.model_builder import Builder
 from tests.plain import Array, run, samples
 
@@ -123,3 +128,18 @@ def test_too_few_samples_leave_the_constant_that_the_branch_would_give() -> None
     np.testing.assert_array_equal(constant(result.model, branch), constant(pruned, branch))
     (fit,) = [fit for fit in result.fits if fit.layer == branch.reader]
     assert not fit.kept and "too few samples" in fit.reason
+
+
+def test_what_is_left_runs_in_torch_and_has_the_joins_that_stay() -> None:
+    """A join inside a branch that goes is none of those that fine-tuning compares."""
+    graph = analyze_graph(nested_net(nested))
+    inner, outer = sorted(graph.residual_branches, key=lambda branch: len(branch.units))
+    names = [join.name for join in residual_joins(graph, keep_all(graph))]
+    assert names == [graph.node(branch.join).output[0] for branch in (inner, outer)]
+    plan = without(graph, outer)
+    (left,) = residual_joins(graph, plan)
+    pruned = rewrite(graph, plan)
+    inputs = samples(graph, 1)
+    wanted = run(pruned, {"x": inputs}, [left.name])[left.name]
+    found = Executor(pruned, outputs=[left.name])(torch.from_numpy(inputs))[left.name]
+    np.testing.assert_allclose(found.detach().numpy(), wanted, rtol=1e-5, atol=1e-5)

@@ -102,7 +102,10 @@ def test_budgets_are_met_on_the_rewritten_model(
     share=st.sampled_from([0.2, 0.5, 0.7, 0.9]),
     kind=st.sampled_from(["macs", "params"]),
     limits=st.builds(
-        Limits, st.sampled_from([1, 1, 2, 3, 8]), st.sampled_from([1.0, 1.0, 0.9, 0.5, 0.25, 0.0])
+        Limits,
+        st.sampled_from([1, 1, 2, 3, 8]),
+        st.sampled_from([1.0, 1.0, 0.9, 0.5, 0.25, 0.0]),
+        st.booleans(),
     ),
     even=st.booleans(),
     seed=st.integers(0, 100),
@@ -251,7 +254,7 @@ def test_the_even_share_is_the_smallest_that_suffices() -> None:
     graph = analyze_graph(resnet())
     ranked = rankings(graph)
     wanted = goal(graph, "macs", 0.5)
-    keep = allocate_evenly(graph, ranked, [wanted], Limits()).keep
+    keep = allocate_evenly(graph, ranked, [wanted], Limits(whole_branches=True)).keep
     shares = [1 - keep[r.group.units].mean() for r in ranked]
     sizes = [len(r.order) for r in ranked]
     # One share explains all counts up to rounding up.
@@ -314,18 +317,21 @@ def test_a_branch_goes_as_a_whole_where_that_is_cheapest() -> None:
     graph = stack()
     ranked = priced(graph, STEEP, FLAT, STEEP)
     wanted = goal(graph, "macs", 0.75)
-    plan = allocate(graph, ranked, [wanted], Limits())
+    plan = allocate(graph, ranked, [wanted], Limits(whole_branches=True))
     (gone,) = removed_branches(graph.residual_branches, plan.keep)
     assert gone is graph.residual_branches[1]
     assert int((~plan.keep).sum()) == 8  # what went of others first was given back
     written = count(rewrite(graph, plan))
     assert written.macs == wanted.value(plan.keep) <= wanted.limit
     # One unit stays where the limits say so.
-    plan = allocate(graph, ranked, [wanted], Limits(max_group_ratio=0.99))
+    plan = allocate(graph, ranked, [wanted], Limits())
     assert not removed_branches(graph.residual_branches, plan.keep)
     assert plan.keep[gone.units].sum() == 1
     assert (
-        removed_branches(graph.residual_branches, allocate_evenly(graph, ranked, [wanted], Limits()).keep)
+        removed_branches(
+            graph.residual_branches,
+            allocate_evenly(graph, ranked, [wanted], Limits(whole_branches=True)).keep,
+        )
         == ()
     )
 
@@ -351,7 +357,7 @@ def test_a_branch_that_the_budget_turns_out_not_to_need_comes_back() -> None:
         def describe(self, value: float) -> str:
             return f"{value}"
 
-    plan = allocate(graph, ranked, [Needs()], Limits())
+    plan = allocate(graph, ranked, [Needs()], Limits(whole_branches=True))
     assert plan.keep[small].all() and not plan.keep[large].any()
 
 
@@ -360,6 +366,6 @@ def test_protected_nodes_keep_their_branch() -> None:
     ranked = priced(graph, STEEP, FLAT, STEEP)
     reader = graph.residual_branches[1].reader
     protected = protect_branches(graph, (reader,))
-    plan = allocate(protected, ranked, [goal(graph, "macs", 0.75)], Limits())
+    plan = allocate(protected, ranked, [goal(graph, "macs", 0.75)], Limits(whole_branches=True))
     assert not removed_branches(graph.residual_branches, plan.keep)
     assert protect_branches(graph, ()) is graph

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from onnxprune.graph.kept import Kept
 from onnxprune.graph.plan import Plan
-from onnxprune.graph.structure import BoolArray, PruningGraph
+from onnxprune.graph.structure import BoolArray, PruningGraph, removed_branches
 from onnxprune.profile.session import Session
 
 _SMALLEST = 1e-12
@@ -110,8 +110,11 @@ def are_probabilities(scores: npt.NDArray[np.floating[npt.NBitBase]]) -> bool:
 def residual_joins(graph: PruningGraph, plan: Plan, most: int = MOST_JOINS) -> tuple[Join, ...]:
     """Up to ``most`` residual joins of ``graph``, evenly from first to last, as ``plan`` leaves them."""
     kept, constants = Kept(graph, plan), {tensor.name for tensor in graph.model.graph.initializer}
+    removed = removed_branches(graph.residual_branches, plan.keep)
     found = []
     for node in graph.model.graph.node:
+        if any(node.name in branch.nodes for branch in removed):
+            continue
         if node.op_type not in ("Add", "Sum") or len(node.input) != 2 or constants & set(node.input):
             continue
         name = node.output[0]

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from onnxprune.graph.analysis import analyze_graph
 from onnxprune.graph.prepare import prepare
 from onnxprune.graph.rewrite import rewrite
 from onnxprune.profile.cost import CostModel, count
@@ -179,6 +180,16 @@ def test_attention_with_its_projection() -> None:
     assert np.array_equal(units_at(graph, graph.layers[1].weight, 1), np.tile(np.repeat(range(7, 11), 2), 3))
     assert layer_geometry(graph, graph.layers[1]) is None
     assert CostModel.of(graph).macs(np.ones(11, np.bool_)) == 5 * (6 * 7 + 7 * 24 + 8 * 3)
+
+
+def test_a_residual_branch_that_ends_with_an_attention_stays() -> None:
+    """Its bias is three times as long as what it gives."""
+    b = Builder()
+    x = b.relu(b.matmul(b.input((1, 5, 6)), 8))
+    inputs = [b.relu(b.matmul(x, 7)), b.weight(7, 24), b.weight(24)]
+    y = b.like("Add", fused(b, "Attention", inputs, 1, 5, 8, num_heads=4), b.weight(8))
+    graph = analyze_graph(model(b, b.matmul(b.relu(b.like("Add", y, x)), 3)))
+    assert graph.residual_branches == ()
 
 
 def test_a_padding_mask_is_the_same_for_all_heads() -> None:
