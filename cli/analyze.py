@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .compress import CHOICE, DATA
+from .compress import DATA, NODES
 from .options import CONFIG, PREPROCESSING, REPORTING, RUNTIME, collect_config, command, option
 from .output import Output, check_writable, write_text
 
@@ -16,7 +16,7 @@ from .output import Output, check_writable, write_text
 @click.argument("model", metavar="MODEL.onnx", required=False)
 @DATA
 @PREPROCESSING
-@CHOICE
+@NODES
 @RUNTIME
 @CONFIG
 @option("Output", "--plot", "plot_path", metavar="FILE", help="Draw the sensitivity curves as SVG.")

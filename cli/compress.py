@@ -93,9 +93,12 @@ DATA = grouped(
     ),
 )
 
-CHOICE = grouped(
+NODES = grouped(
     option("Choice of channels", "--keep", multiple=True, metavar="GLOB", help="Leave these nodes alone."),
     option("Choice of channels", "--only", multiple=True, metavar="GLOB", help="Prune these nodes only."),
+)
+
+LIMITS = grouped(
     option(
         "Choice of channels",
         "--round-to",
@@ -127,7 +130,8 @@ PLANS = grouped(
 @DATA
 @PREPROCESSING
 @METHOD
-@CHOICE
+@NODES
+@LIMITS
 @PLANS
 @RUNTIME
 @CONFIG
