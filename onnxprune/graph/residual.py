@@ -14,7 +14,7 @@ from onnxprune.graph.joins import Target, Targets
 from onnxprune.graph.plan import Plan, kept_indices
 from onnxprune.graph.stored import is_quantizer
 from onnxprune.graph.structure import FIXED, IntArray, Layer, PruningGraph, ResidualBranch
-from onnxprune.graph.weights import Constants, can_shift, read_bias
+from onnxprune.graph.weights import Constants, FloatArray, can_shift, read_bias
 
 
 def find_residual_branches(graph: PruningGraph) -> tuple[ResidualBranch, ...]:
@@ -33,7 +33,8 @@ def find_residual_branches(graph: PruningGraph) -> tuple[ResidualBranch, ...]:
         quantized = any(is_quantizer(graph.node(name)) for name in target.affine.chain)
         if quantized or not can_shift(constants, layer, target.affine, new_bias=False):
             continue
-        branch = wiring.branch(layer, target)
+        bias = read_bias(constants, layer, len(layer.out_units))
+        branch = wiring.branch(layer, target, target.affine.scale * bias + target.affine.shift)
         if np.isin(branch.entry, branch.units).all():
             found.append(branch)
     return tuple(found)
@@ -41,13 +42,11 @@ def find_residual_branches(graph: PruningGraph) -> tuple[ResidualBranch, ...]:
 
 def constant_of(graph: PruningGraph, branch: ResidualBranch, plan: Plan) -> npt.NDArray[np.generic]:
     """What the branch gives without its units, for the channels that stay: C entries on the channel axis."""
-    constants, layer = Constants(graph.model), graph.layer(branch.reader)
-    affine = Targets(graph).of(layer).affine
-    value = affine.scale * read_bias(constants, layer, len(layer.out_units)) + affine.shift
+    layer = graph.layer(branch.reader)
     shape = [1] * len(graph.shapes[branch.tensor])
     shape[layer.channel_axis] = -1
-    kept = value[kept_indices(plan.keep, layer.out_units)].reshape(shape)
-    return kept.astype(constants.read(layer.weight).dtype)
+    kept = branch.constant[kept_indices(plan.keep, layer.out_units)].reshape(shape)
+    return kept.astype(Constants(graph.model).read(layer.weight).dtype)
 
 
 class _Wiring:
@@ -66,7 +65,7 @@ class _Wiring:
         self._stay = (inputs - weights) | {value.name for value in graph.model.graph.output}
         self._homes = self._count(graph.axes)
 
-    def branch(self, layer: Layer, target: Target) -> ResidualBranch:
+    def branch(self, layer: Layer, target: Target, constant: FloatArray) -> ResidualBranch:
         """The nodes that serve the join of ``target`` through ``layer`` alone, and what lives there alone."""
         join = self._producers[target.tensor]
         tensor = next(name for name in join.input if name != target.shortcut)
@@ -87,6 +86,7 @@ class _Wiring:
             reader=layer.name,
             join=join.name,
             tensor=tensor,
+            constant=constant,
             entry=np.unique(layer.in_units),
             units=np.array(sorted(units), np.int64),
             nodes=frozenset(nodes),

@@ -59,15 +59,16 @@ class Group:
 class ResidualBranch:
     """What a residual join can do without: all that serves the layer ``reader``, which serves the join alone.
 
-    Where everything that the reader reads goes, its output is a constant, which then stands for
-    ``tensor``, the input of the node ``join`` beside its shortcut. ``entry`` (p,) are the units that the
-    reader reads, ``units`` (m,) all that live inside, which go with them; ``nodes`` and ``tensors`` name
-    what else goes, ``tensor`` itself and the constants included.
+    Where everything that the reader reads goes, its output is a constant; that, ``constant`` (C,), then
+    stands for ``tensor``, the input of the node ``join`` beside its shortcut. ``entry`` (p,) are the units
+    that the reader reads, ``units`` (m,) all that live inside, which go with them; ``nodes`` and
+    ``tensors`` name what else goes, ``tensor`` itself and the weights included.
     """
 
     reader: str
     join: str
     tensor: str
+    constant: npt.NDArray[np.float64]
     entry: IntArray
     units: IntArray
     nodes: frozenset[str]

@@ -251,12 +251,9 @@ class _Run:
             shortcut = (
                 problem.at_output(actual[target.shortcut].to(device), chosen) if target.shortcut else None
             )
-            for part, rows in zip(
-                (fit, held_out),
-                split(Rows(problem.rows(source, chosen), goal, shortcut), samples),
-                strict=True,
-            ):
-                part.append(rows)
+            learning, held = split(Rows(problem.rows(source, chosen), goal, shortcut), samples)
+            fit.append(learning)
+            held_out.append(held)
         return fit, held_out
 
 

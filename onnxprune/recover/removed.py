@@ -39,7 +39,8 @@ def settle(
     assert target.shortcut is not None
     device, axes = changed.device, Geometry(reader.channel_axis, groups=1)
     channels = torch.from_numpy(np.flatnonzero(kept_indices(plan.keep, reader.out_units)))
-    parts: list[tuple[Rows, Rows]] = []
+    fit: list[Rows] = []
+    held_out: list[Rows] = []
     size = min(original.batch_size([target.tensor]), changed.batch_size([target.shortcut]))
     streams = zip(
         changed.stream([target.shortcut], size), original.stream([target.tensor], size), strict=True
@@ -49,8 +50,9 @@ def settle(
         chosen = choose_positions(axes.positions(shortcut.shape), changed.samples, ROWS[0], generator)
         added = axes.targets(shortcut, chosen).transpose(0, 1)
         wanted = axes.targets(goal, chosen, channels).transpose(0, 1)
-        parts.append(split(Rows(added.new_ones(1, added.shape[1], 1), wanted, added), samples))
-    fit, held_out = ([part[index] for part in parts] for index in (0, 1))
+        learning, held = split(Rows(added.new_ones(1, added.shape[1], 1), wanted, added), samples)
+        fit.append(learning)
+        held_out.append(held)
     old = constants.read(branch.tensor)
     before = torch.from_numpy(old.astype(np.float64).reshape(1, 1, -1)).to(device)
     zero = torch.zeros_like(before, dtype=torch.float32)
