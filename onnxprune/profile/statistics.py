@@ -43,7 +43,8 @@ class LayerStatistics:
     adds to the output (METHOD section 3), and ``responses`` (C, G * O) the classes' mean outputs.
     ``energy`` is the summed variance of the target tensor over its channels, for each row. The rows of
     one sample resemble each other: ``independent`` is how many independent ones they are worth, by the
-    variance of the samples' means (the effective size of a cluster sample, Kish 1965).
+    variance of the samples' means (the effective size of a cluster sample, Kish 1965). ``depth`` is the share
+    of the model's layers that come before this one, 0 for the first.
     """
 
     layer: Layer
@@ -56,6 +57,7 @@ class LayerStatistics:
     energy: float
     rows: int
     independent: float
+    depth: float
 
 
 @dataclass
@@ -63,6 +65,7 @@ class _Accumulator:
     """One layer's running sums."""
 
     layer: Layer
+    depth: float
     geometry: Geometry
     target: Target
     units: IntArray
@@ -132,6 +135,7 @@ class _Accumulator:
             energy,
             int(rows),
             self._independent(),
+            self.depth,
         )
 
     def _independent(self) -> float:
@@ -169,6 +173,7 @@ def collect_statistics(
         and (geometry := layer_geometry(graph, layer)) is not None
     ]
     targets, constants = Targets(graph), Constants(graph.model)
+    depths = {layer.name: place / len(graph.layers) for place, layer in enumerate(graph.layers)}
     sets = list(_bounded_sets(wanted))
     found: dict[str, LayerStatistics] = {}
     with progress.stage("profile", len(sets) * len(dataset)) as stage:
@@ -179,7 +184,15 @@ def collect_statistics(
             session = open_session(graph.model, provider=provider, threads=threads, outputs=taps)
             device = algebra_device(session.provider)
             running = [
-                _start(layer, geometry, targets.of(layer), constants, int(classes.max()) + 1, device)
+                _start(
+                    layer,
+                    depths[layer.name],
+                    geometry,
+                    targets.of(layer),
+                    constants,
+                    int(classes.max()) + 1,
+                    device,
+                )
                 for layer, geometry in chosen
             ]
             generator = torch.Generator().manual_seed(seed)
@@ -205,7 +218,13 @@ def collect_statistics(
 
 
 def _start(
-    layer: Layer, geometry: Geometry, target: Target, constants: Constants, classes: int, device: torch.device
+    layer: Layer,
+    depth: float,
+    geometry: Geometry,
+    target: Target,
+    constants: Constants,
+    classes: int,
+    device: torch.device,
 ) -> _Accumulator:
     units = np.unique(layer.in_units[layer.in_units != FIXED])
     position = np.where(layer.in_units == FIXED, -1, np.searchsorted(units, layer.in_units))
@@ -218,7 +237,7 @@ def _start(
     rows = matrix.shape[1] + 1
     gram = torch.zeros(layer.groups, rows, rows, device=device)
     return _Accumulator(
-        layer, geometry, target, units, columns, scaled, gram, torch.zeros_like(gram),
+        layer, depth, geometry, target, units, columns, scaled, gram, torch.zeros_like(gram),
         torch.zeros(classes, len(units), len(units), device=device),
         torch.zeros(classes, outputs, device=device),
         torch.zeros(classes, device=device),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -32,6 +33,9 @@ _TOLERANCE = 1e-3
 _ITERATIONS = 100
 _MU = 1.0
 
+DEPTH = 2.0
+"""How much dearer an error is at the last layer than at the first, where fits behind it mend part of it."""
+
 
 @dataclass(frozen=True)
 class LassoSettings:
@@ -54,7 +58,8 @@ def lasso_rankings(
     """Rank each group by its lasso path, and price its order by exact compensation.
 
     ``terms`` are the groups' data terms by name. Losses are mean squared errors at each consumer's
-    target after refitting, relative to the target's variance, summed over the consumers.
+    target after refitting, relative to the target's variance, summed over the consumers, the later ones
+    counting more (`DEPTH`).
     """
     rankings = []
     for group in groups:
@@ -109,7 +114,7 @@ def contribution_terms(
         readers = [statistics[name] for name in group.consumers if name in statistics]
         if not readers:
             continue
-        parts = [_of_group(entry, group.units) / (entry.energy * entry.rows + 1e-30) for entry in readers]
+        parts = [_of_group(entry, group.units) * np.float32(_price(entry) / entry.rows) for entry in readers]
         gram = np.sum(parts, axis=0)
         terms[group.name] = contribution_term(gram) if classwise else pooled_contribution_term(gram)
     return terms
@@ -119,7 +124,6 @@ def compensations(readers: list[LayerStatistics]) -> list[Compensation]:
     """The elimination states of a group's consumers, one for each group of a grouped Conv."""
     states = []
     for entry in readers:
-        weight = 1.0 / max(entry.energy, 1e-30)
         for part, columns in enumerate(entry.columns):
             units = np.where(columns < 0, -1, entry.units[columns])
             states.append(
@@ -128,11 +132,16 @@ def compensations(readers: list[LayerStatistics]) -> list[Compensation]:
                     entry.matrix[part],
                     units,
                     entry.rows,
-                    weight,
+                    _price(entry),
                     independent=entry.independent,
                 )
             )
     return states
+
+
+def _price(entry: LayerStatistics) -> float:
+    """What a squared error at a layer's target counts: over the energy there, and more in later layers."""
+    return math.pow(DEPTH, entry.depth) / max(entry.energy, 1e-30)
 
 
 def score_rankings(

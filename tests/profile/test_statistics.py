@@ -130,6 +130,7 @@ def check(graph: PruningGraph, found: dict[str, LayerStatistics], inputs: Array)
             assert np.allclose(entry.responses[label], means, rtol=1e-4, atol=1e-5)
         variance = channels_first(values[target.tensor].astype(np.float64), axis).var(1).sum()
         assert np.isclose(entry.energy, variance, rtol=1e-4)
+        assert entry.depth == graph.layers.index(layer) / len(graph.layers)
         output = channels_first(values[layer.output].astype(np.float64), axis)
         assert entry.rows == output.shape[1]
         check_gram(entry, output * scale[:, None])

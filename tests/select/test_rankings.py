@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,9 +21,11 @@ from onnxprune.select.graph_penalty import GraphPenalty
 from onnxprune.select.penalties import L1
 from onnxprune.select.problem import term_value
 from onnxprune.select.rankings import (
+    DEPTH,
     LASSO_METHODS,
     LassoSettings,
     class_penalty,
+    compensations,
     contribution_terms,
     lasso_rankings,
     score_rankings,
@@ -172,11 +176,11 @@ def test_what_is_not_needed_goes_first(method: str) -> None:
         assert sorted(entry.order.tolist()) == list(range(len(entry.group.units)))
         assert entry.loss[0] == 0 and (np.diff(entry.loss) >= 0).all()
         # With every unit gone only the mean is left, and the loss is relative to the variance, though dearer
-        # while many units are refitted; few rows shrink the covariances.
+        # the later the layer, and while many units are refitted; few rows shrink the covariances.
         (reader,) = (statistics[name] for name in entry.group.consumers)
         slack = 0.02 + 2 * reader.columns.shape[1] / reader.rows
         dearest = 1.0 + OPTIMISM * len(reader.units) / reader.independent
-        assert 1.0 - slack <= entry.loss[-1] <= dearest + slack
+        assert 1.0 - slack <= entry.loss[-1] / DEPTH**reader.depth <= dearest + slack
 
 
 def test_a_repeated_unit_goes_for_almost_nothing() -> None:
@@ -199,7 +203,17 @@ def test_losses_of_a_grouped_reader_add_up_to_its_variance() -> None:
     for entry in lasso_rankings(groups, statistics, terms, LassoSettings()):
         (reader,) = (statistics[name] for name in entry.group.consumers)
         dearest = 1.0 + OPTIMISM * len(reader.units) / reader.independent
-        assert 0.94 <= entry.loss[-1] <= dearest + 0.06
+        assert 0.94 <= entry.loss[-1] / DEPTH**reader.depth <= dearest + 0.06
+
+
+def test_the_same_loss_is_dearer_in_a_later_layer() -> None:
+    graph = planted()
+    entry = statistics_of(graph)[graph.layers[1].name]
+    first, middle, last = (
+        sum(state.losses(entry.units)[0] for state in compensations([replace(entry, depth=depth)]))
+        for depth in (0.0, 0.5, 1.0)
+    )
+    assert first > 0 and np.allclose([middle / first, last / first], [DEPTH**0.5, DEPTH])
 
 
 def test_groups_without_statistics_are_passed_over() -> None:
@@ -221,8 +235,9 @@ def explicit(seed: int, units: np.ndarray, classes: int = 3) -> tuple[LayerStati
     entry = LayerStatistics(
         layer, units, units[None], nothing, nothing, parts @ parts.transpose(0, 2, 1),
         np.ones((classes, 2)), float(random.uniform(1, 5)), int(random.integers(10, 50)), 10.0,
+        float(random.uniform(0, 1)),
     )  # fmt: skip
-    return entry, parts / np.sqrt(entry.energy * entry.rows)
+    return entry, parts * np.sqrt(DEPTH**entry.depth / (entry.energy * entry.rows))
 
 
 def test_terms_are_the_errors_of_what_consumers_receive() -> None:
