@@ -1,7 +1,7 @@
 """Which channels to remove: every method under the same budget, recovery and data.
 
     python -m bench.selection MODEL --data TRAIN --eval-data TEST --macs 50% [--seeds 3] [--method NAME ...]
-        [preprocessing options of onnxprune compress]
+        [--depth-weight X] [preprocessing options of onnxprune compress]
 
 One run of the library for each method and seed; prints top-1 and the KL divergence to the original on
 TEST, mean and spread (largest minus smallest) over the seeds, which draw the calibration samples. In rows
@@ -68,6 +68,7 @@ def main() -> None:
         parser.add_argument(name)
     parser.add_argument("--scale", type=float)
     parser.add_argument("--calibration", type=int, default=1000)
+    parser.add_argument("--depth-weight", type=float, default=1.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
         "--method", action="append", help="only the method of this name, or those that hold it"

@@ -56,6 +56,13 @@ METHOD = grouped(
     ),
     option(
         "Method",
+        "--depth-weight",
+        type=float,
+        metavar="X",
+        help=f"Errors in the last layer count X times those in the first. {default_of('depth_weight')}",
+    ),
+    option(
+        "Method",
         "--recover",
         type=click.Choice(RECOVERIES),
         metavar="NAME",

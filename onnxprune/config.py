@@ -59,6 +59,8 @@ class CompressConfig:
 
     method: Method = "stlp-ib"
     data_term: DataTerm = "contribution"
+    depth_weight: float = 1.0
+    """How much dearer an error is at the last layer than at the first, which later fits mend in part."""
     recover: Recovery = "closed-form"
 
     epochs: float | None = None
@@ -114,6 +116,11 @@ class CompressConfig:
             _at_least("threads", self.threads, 1)
         _at_least("seed", self.seed, 0)
         self._check_tuning()
+        if not (_is_number(self.depth_weight) and 1e-3 <= self.depth_weight <= 1e3):
+            raise UsageError(
+                f"--depth-weight {self.depth_weight} is not between 0.001 and 1000",
+                hint="2 makes an error at the last layer twice as dear as at the first, 1 makes all alike",
+            )
         if not (_is_number(self.max_group_ratio) and 0.0 < self.max_group_ratio <= 1.0):
             raise UsageError(
                 f"--max-group-ratio {self.max_group_ratio} is not between 0 and 1",

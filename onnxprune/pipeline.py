@@ -45,7 +45,7 @@ from onnxprune.report.evaluation import as_source, evaluate
 from onnxprune.report.inspection import file_bytes, inspect
 from onnxprune.report.schema import ClassStructure, CompressionReport
 from onnxprune.select.allocate import CostGoal, Limits, Ranking
-from onnxprune.select.rankings import LASSO_METHODS, STATISTICS_METHODS
+from onnxprune.select.rankings import LASSO_METHODS, PRICED_METHODS, STATISTICS_METHODS
 from onnxprune.select.select import chosen_groups, plan_within, protect_branches, rank
 from onnxprune.sensitivity import analyze, class_structure
 
@@ -227,6 +227,11 @@ class _Run:
     def _rankings(self) -> tuple[list[Ranking], ClassStructure | None]:
         """The ranking of every group, and the classes' structure where the method looks at classes."""
         config, data = self.config, self.data
+        if config.depth_weight != 1.0 and config.method not in PRICED_METHODS:
+            raise UsageError(
+                f"--depth-weight is of no use with --method {config.method}",
+                hint=f"it weighs losses, which these have: {', '.join(PRICED_METHODS)}",
+            )
         groups = _groups(self.graph, config)
         if config.method == "taylor":
             with self.clock("profile"):
@@ -251,7 +256,8 @@ class _Run:
         with self.clock("select"):
             rankings = rank(
                 self.graph, groups, config.method,
-                statistics=statistics, features=features, classes=data.classes, seed=config.seed,
+                statistics=statistics, features=features, classes=data.classes,
+                depth_weight=config.depth_weight, seed=config.seed,
             )  # fmt: skip
         return rankings, class_structure(statistics, data.names)
 

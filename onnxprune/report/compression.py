@@ -67,6 +67,7 @@ def compression_report(
         method={
             "name": config.method,
             "data_term": config.data_term,
+            "depth_weight": config.depth_weight,
             "recover": config.recover,
             "budgets": [str(budget) for budget in config.budgets],
             "max_drop": config.max_drop,

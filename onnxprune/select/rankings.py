@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -33,20 +32,19 @@ _TOLERANCE = 1e-3
 _ITERATIONS = 100
 _MU = 1.0
 
-DEPTH = 2.0
-"""How much dearer an error is at the last layer than at the first, where fits behind it mend part of it."""
-
 
 @dataclass(frozen=True)
 class LassoSettings:
     """How the lasso and the elimination behind it work together.
 
     In each step of the elimination the ``shortlist`` share of the units left that the lasso needs
-    least competes; 0 follows the lasso's order alone, 1 ignores it.
+    least competes; 0 follows the lasso's order alone, 1 ignores it. An error counts ``depth_weight`` times
+    as much at the last layer as at the first, whose errors the fits behind it mend in part.
     """
 
     method: str = "stlp-ib"
     shortlist: float = 0.5
+    depth_weight: float = 1.0
 
 
 def lasso_rankings(
@@ -58,8 +56,7 @@ def lasso_rankings(
     """Rank each group by its lasso path, and price its order by exact compensation.
 
     ``terms`` are the groups' data terms by name. Losses are mean squared errors at each consumer's
-    target after refitting, relative to the target's variance, summed over the consumers, the later ones
-    counting more (`DEPTH`).
+    target after refitting, relative to the target's variance, summed over the consumers.
     """
     rankings = []
     for group in groups:
@@ -73,19 +70,24 @@ def lasso_rankings(
             terms[group.name], penalty, count=_LEVELS, tolerance=_TOLERANCE, max_iterations=_ITERATIONS
         )
         result = eliminate(
-            compensations(readers), group.units, priority=path.score, shortlist=settings.shortlist
+            compensations(readers, settings.depth_weight),
+            group.units,
+            priority=path.score,
+            shortlist=settings.shortlist,
         )
         rankings.append(Ranking(group, result.order, result.loss))
     return rankings
 
 
-def elimination_rankings(groups: list[Group], statistics: Mapping[str, LayerStatistics]) -> list[Ranking]:
+def elimination_rankings(
+    groups: list[Group], statistics: Mapping[str, LayerStatistics], *, depth_weight: float = 1.0
+) -> list[Ranking]:
     """Rank each group by exact compensation alone, every unit competing in every step (OBS on blocks)."""
     rankings = []
     for group in groups:
         readers = [statistics[name] for name in group.consumers if name in statistics]
         if readers:
-            result = eliminate(compensations(readers), group.units)
+            result = eliminate(compensations(readers, depth_weight), group.units)
             rankings.append(Ranking(group, result.order, result.loss))
     return rankings
 
@@ -103,27 +105,36 @@ def class_penalty(method: str, responses: FloatArray) -> Penalty:
 
 
 def contribution_terms(
-    groups: list[Group], statistics: Mapping[str, LayerStatistics], *, classwise: bool
+    groups: list[Group],
+    statistics: Mapping[str, LayerStatistics],
+    *,
+    classwise: bool,
+    depth_weight: float = 1.0,
 ) -> dict[str, QuadraticTerm]:
     """The contribution data term of each group (METHOD section 3), summed over its consumers.
 
-    Each consumer counts relative to its target's energy. With ``classwise`` false, one response.
+    Each consumer counts relative to its target's energy, and by its depth as in `LassoSettings`. With
+    ``classwise`` false, one response.
     """
     terms: dict[str, QuadraticTerm] = {}
     for group in groups:
         readers = [statistics[name] for name in group.consumers if name in statistics]
         if not readers:
             continue
-        parts = [_of_group(entry, group.units) * np.float32(_price(entry) / entry.rows) for entry in readers]
+        parts = [
+            depth_weight**entry.depth * _of_group(entry, group.units) / (entry.energy * entry.rows + 1e-30)
+            for entry in readers
+        ]
         gram = np.sum(parts, axis=0)
         terms[group.name] = contribution_term(gram) if classwise else pooled_contribution_term(gram)
     return terms
 
 
-def compensations(readers: list[LayerStatistics]) -> list[Compensation]:
+def compensations(readers: list[LayerStatistics], depth_weight: float = 1.0) -> list[Compensation]:
     """The elimination states of a group's consumers, one for each group of a grouped Conv."""
     states = []
     for entry in readers:
+        weight = depth_weight**entry.depth / max(entry.energy, 1e-30)
         for part, columns in enumerate(entry.columns):
             units = np.where(columns < 0, -1, entry.units[columns])
             states.append(
@@ -132,16 +143,11 @@ def compensations(readers: list[LayerStatistics]) -> list[Compensation]:
                     entry.matrix[part],
                     units,
                     entry.rows,
-                    _price(entry),
+                    weight,
                     independent=entry.independent,
                 )
             )
     return states
-
-
-def _price(entry: LayerStatistics) -> float:
-    """What a squared error at a layer's target counts: over the energy there, and more in later layers."""
-    return math.pow(DEPTH, entry.depth) / max(entry.energy, 1e-30)
 
 
 def score_rankings(

@@ -67,28 +67,29 @@ def rank(
     features: Mapping[str, npt.NDArray[np.float32]] | None = None,
     classes: IntArray | None = None,
     importance: Mapping[str, FloatArray] | None = None,
+    depth_weight: float = 1.0,
     seed: int = 0,
 ) -> list[Ranking]:
     """Rank the units of every group by a method.
 
     The lasso methods, ``obs`` and ``wanda`` need ``statistics``; with ``features`` and ``classes``
     given, the lasso's data term is the kernel one (HSIC), else the contribution one. ``taylor`` needs
-    the ``importance`` of each group's units, by name.
+    the ``importance`` of each group's units, by name. ``depth_weight`` is that of `LassoSettings`.
     """
     if method in STATISTICS_METHODS and statistics is None:
         raise UsageError(f"{method} needs statistics of the data", hint="profile the model first")
     if method not in PRICED_METHODS or statistics is None:
         return score_rankings(graph, groups, method, seed, statistics=statistics, importance=importance)
     if method == "obs":
-        return elimination_rankings(groups, statistics)
+        return elimination_rankings(groups, statistics, depth_weight=depth_weight)
     classwise = method != "lasso-ib"
     if features is not None and classes is not None:
         terms = {
             name: _kernel_term(values, classes, classwise=classwise) for name, values in features.items()
         }
     else:
-        terms = contribution_terms(groups, statistics, classwise=classwise)
-    return lasso_rankings(groups, statistics, terms, LassoSettings(method))
+        terms = contribution_terms(groups, statistics, classwise=classwise, depth_weight=depth_weight)
+    return lasso_rankings(groups, statistics, terms, LassoSettings(method, depth_weight=depth_weight))
 
 
 def plan_within(

@@ -21,7 +21,6 @@ from onnxprune.select.graph_penalty import GraphPenalty
 from onnxprune.select.penalties import L1
 from onnxprune.select.problem import term_value
 from onnxprune.select.rankings import (
-    DEPTH,
     LASSO_METHODS,
     LassoSettings,
     class_penalty,
@@ -176,11 +175,11 @@ def test_what_is_not_needed_goes_first(method: str) -> None:
         assert sorted(entry.order.tolist()) == list(range(len(entry.group.units)))
         assert entry.loss[0] == 0 and (np.diff(entry.loss) >= 0).all()
         # With every unit gone only the mean is left, and the loss is relative to the variance, though dearer
-        # the later the layer, and while many units are refitted; few rows shrink the covariances.
+        # while many units are refitted; few rows shrink the covariances.
         (reader,) = (statistics[name] for name in entry.group.consumers)
         slack = 0.02 + 2 * reader.columns.shape[1] / reader.rows
         dearest = 1.0 + OPTIMISM * len(reader.units) / reader.independent
-        assert 1.0 - slack <= entry.loss[-1] / DEPTH**reader.depth <= dearest + slack
+        assert 1.0 - slack <= entry.loss[-1] <= dearest + slack
 
 
 def test_a_repeated_unit_goes_for_almost_nothing() -> None:
@@ -203,17 +202,17 @@ def test_losses_of_a_grouped_reader_add_up_to_its_variance() -> None:
     for entry in lasso_rankings(groups, statistics, terms, LassoSettings()):
         (reader,) = (statistics[name] for name in entry.group.consumers)
         dearest = 1.0 + OPTIMISM * len(reader.units) / reader.independent
-        assert 0.94 <= entry.loss[-1] / DEPTH**reader.depth <= dearest + 0.06
+        assert 0.94 <= entry.loss[-1] <= dearest + 0.06
 
 
 def test_the_same_loss_is_dearer_in_a_later_layer() -> None:
     graph = planted()
     entry = statistics_of(graph)[graph.layers[1].name]
     first, middle, last = (
-        sum(state.losses(entry.units)[0] for state in compensations([replace(entry, depth=depth)]))
+        sum(state.losses(entry.units)[0] for state in compensations([replace(entry, depth=depth)], 3.0))
         for depth in (0.0, 0.5, 1.0)
     )
-    assert first > 0 and np.allclose([middle / first, last / first], [DEPTH**0.5, DEPTH])
+    assert first > 0 and np.allclose([middle / first, last / first], [3.0**0.5, 3.0])
 
 
 def test_groups_without_statistics_are_passed_over() -> None:
@@ -237,7 +236,7 @@ def explicit(seed: int, units: np.ndarray, classes: int = 3) -> tuple[LayerStati
         np.ones((classes, 2)), float(random.uniform(1, 5)), int(random.integers(10, 50)), 10.0,
         float(random.uniform(0, 1)),
     )  # fmt: skip
-    return entry, parts * np.sqrt(DEPTH**entry.depth / (entry.energy * entry.rows))
+    return entry, parts * np.sqrt(3.0**entry.depth / (entry.energy * entry.rows))
 
 
 def test_terms_are_the_errors_of_what_consumers_receive() -> None:
@@ -251,11 +250,11 @@ def test_terms_are_the_errors_of_what_consumers_receive() -> None:
     values = np.random.default_rng(2).uniform(0, 1, (3, 3))
     fitted = np.einsum("uc,cuv->cv", values, stacked)
     wanted = 0.5 * sum(((fitted[c] - full[c]) ** 2).sum() / (full[c] ** 2).sum() for c in range(3))
-    (term,) = contribution_terms([group], statistics, classwise=True).values()
+    (term,) = contribution_terms([group], statistics, classwise=True, depth_weight=3.0).values()
     assert np.isclose(term_value(term, torch.from_numpy(values)), wanted)
     shared = values[:, :1]
     error = np.einsum("u,cuv->cv", shared[:, 0], stacked) - full
-    (pooled,) = contribution_terms([group], statistics, classwise=False).values()
+    (pooled,) = contribution_terms([group], statistics, classwise=False, depth_weight=3.0).values()
     assert np.isclose(term_value(pooled, torch.from_numpy(shared)), 0.5 * (error**2).sum() / (full**2).sum())
 
 
