@@ -22,9 +22,8 @@ def test_later_layers_keep_more(method: str) -> None:
             macs=0.5, method=method, recover="none", dry_run=True, depth_weight=weight,
         ).report  # fmt: skip
         kept.append([group.channels_after for group in report.groups])
-    earlier, later = np.array(kept)[
-        :, 1:3
-    ].T  # the last group feeds the classifier, which costs next to nothing
+    # The last group feeds the classifier, which costs next to nothing.
+    earlier, later = np.array(kept)[:, 1:3].T
     assert (np.diff(earlier) < 0).all() and (np.diff(later) > 0).all(), kept
 
 

@@ -65,7 +65,6 @@ class _Accumulator:
     """One layer's running sums."""
 
     layer: Layer
-    depth: float
     geometry: Geometry
     target: Target
     units: IntArray
@@ -120,8 +119,8 @@ class _Accumulator:
         self.gram += self.of_class
         self.of_class.zero_()
 
-    def finish(self) -> LayerStatistics:
-        """The statistics, their sums complete."""
+    def finish(self, depth: float) -> LayerStatistics:
+        """The statistics, their sums complete, of a layer at that ``depth``."""
         rows = self.class_rows.sum()
         energy = float((self.moments[1] / rows - (self.moments[0] / rows).square()).clamp_min(0).sum())
         return LayerStatistics(
@@ -135,7 +134,7 @@ class _Accumulator:
             energy,
             int(rows),
             self._independent(),
-            self.depth,
+            depth,
         )
 
     def _independent(self) -> float:
@@ -184,15 +183,7 @@ def collect_statistics(
             session = open_session(graph.model, provider=provider, threads=threads, outputs=taps)
             device = algebra_device(session.provider)
             running = [
-                _start(
-                    layer,
-                    depths[layer.name],
-                    geometry,
-                    targets.of(layer),
-                    constants,
-                    int(classes.max()) + 1,
-                    device,
-                )
+                _start(layer, geometry, targets.of(layer), constants, int(classes.max()) + 1, device)
                 for layer, geometry in chosen
             ]
             generator = torch.Generator().manual_seed(seed)
@@ -213,18 +204,12 @@ def collect_statistics(
                     stage.advance(len(batch.inputs))
                 for entry in running:
                     entry.end_class(int(label))
-            found |= {entry.layer.name: entry.finish() for entry in running}
+            found |= {entry.layer.name: entry.finish(depths[entry.layer.name]) for entry in running}
     return found
 
 
 def _start(
-    layer: Layer,
-    depth: float,
-    geometry: Geometry,
-    target: Target,
-    constants: Constants,
-    classes: int,
-    device: torch.device,
+    layer: Layer, geometry: Geometry, target: Target, constants: Constants, classes: int, device: torch.device
 ) -> _Accumulator:
     units = np.unique(layer.in_units[layer.in_units != FIXED])
     position = np.where(layer.in_units == FIXED, -1, np.searchsorted(units, layer.in_units))
@@ -237,7 +222,7 @@ def _start(
     rows = matrix.shape[1] + 1
     gram = torch.zeros(layer.groups, rows, rows, device=device)
     return _Accumulator(
-        layer, depth, geometry, target, units, columns, scaled, gram, torch.zeros_like(gram),
+        layer, geometry, target, units, columns, scaled, gram, torch.zeros_like(gram),
         torch.zeros(classes, len(units), len(units), device=device),
         torch.zeros(classes, outputs, device=device),
         torch.zeros(classes, device=device),
