@@ -4,14 +4,16 @@
         [--depth-weight X] [preprocessing options of onnxprune compress]
 
 One run of the library for each method and seed; prints top-1 and the KL divergence to the original on
-TEST, mean and spread (largest minus smallest) over the seeds, which draw the calibration samples. In rows
-with "labels withheld" calibration sees no label: the original model's own predictions stand in.
+TEST, mean and spread (largest minus smallest) over the seeds, which draw the calibration samples; each run by
+itself goes to standard error, so that methods can be compared seed by seed. In rows with "labels
+withheld" calibration sees no label: the original model's own predictions stand in.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -94,6 +96,7 @@ def main() -> None:
             top1.append(report.after.metrics["top1"])
             kl.append(report.after.fidelity.kl)
             macs.append(100 * report.after.macs / report.before.macs)
+            print(f"{name}, seed {seed}: {top1[-1]:.2f}, KL {kl[-1]:.4f}", file=sys.stderr, flush=True)
         print(
             f"| {name} | {statistics.mean(top1):.2f} | {max(top1) - min(top1):.2f} "
             f"| {statistics.mean(kl):.4f} | {max(macs):.2f} % |",

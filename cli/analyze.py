@@ -7,9 +7,11 @@ from typing import Any
 
 import click
 
+from onnxprune.io.text import save_text
+
 from .compress import DATA, NODES
 from .options import CONFIG, PREPROCESSING, REPORTING, RUNTIME, collect_config, command, option
-from .output import Output, check_writable, write_text
+from .output import Output, check_outputs
 
 
 @command("analyze")
@@ -27,8 +29,8 @@ def analyze(
     """Show how much each group of channels of MODEL.onnx can lose before the output changes."""
     config = collect_config(config_path, flags)
     output = Output(json_path=json_path, quiet=quiet)
-    if plot_path is not None:
-        check_writable(Path(plot_path), "--plot")
+    inputs = (config.model, config.data, config.eval_data, config_path)
+    check_outputs({"--plot": plot_path, "--json": json_path}, inputs)
 
     from onnxprune import pipeline
 
@@ -40,6 +42,6 @@ def analyze(
     if plot_path is not None:
         from onnxprune.report.plot import sensitivity_svg
 
-        write_text(Path(plot_path), sensitivity_svg(report), "--plot")
+        save_text(Path(plot_path), sensitivity_svg(report), "--plot")
     output.warn(report.warnings)
     output.show(*tables.analysis(report))

@@ -9,7 +9,7 @@ import click
 from onnxprune.errors import UsageError
 
 from .options import REPORTING, RUNTIME, command, option
-from .output import Output
+from .output import Output, check_outputs
 
 
 @command("benchmark")
@@ -46,6 +46,7 @@ def benchmark(
     **runtime: Any,
 ) -> None:
     """Measure MODEL.onnx, side by side with OTHER.onnx where that is given."""
+    check_outputs({"--json": json_path}, (model, other))
     output = Output(json_path=json_path, quiet=quiet)
 
     sizes = None if shape is None else _sizes(shape)

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from onnxprune.config import DATA_TERMS, METHODS, RECOVERIES, CompressConfig
+from onnxprune.config import DATA_TERMS, METHODS, RECOVERIES
 from onnxprune.errors import UsageError
+from onnxprune.io.text import save_text
 
 from .options import (
     CONFIG,
@@ -23,7 +24,7 @@ from .options import (
     grouped,
     option,
 )
-from .output import Output, check_writable, write_text
+from .output import Output, check_outputs
 
 BUDGETS = grouped(
     option("Budgets", "--macs", metavar="B", help="At most these multiply-accumulates: 50%, 0.5, 12M."),
@@ -155,13 +156,19 @@ def compress(
     """
     config = collect_config(config_path, flags, needs_data=flags["plan"] is None)
     config.check_goal()
-    target = output_path(config)
-    if not config.dry_run:
-        check_target(target, Path(str(config.model)), config.force)
+    target = Path(str(config.target))
+    check_outputs(
+        {
+            "-o": None if config.dry_run else target,
+            "--json": json_path,
+            "--report": html_path,
+            "--save-plan": config.save_plan,
+        },
+        (config.model, config.data, config.eval_data, config.plan, config_path),
+    )
+    if not config.dry_run and target.exists() and not config.force:
+        raise UsageError(f"{target} exists", hint="choose another output with -o, or replace it with --force")
     output = Output(json_path=json_path, quiet=quiet)
-    for path, name in ((html_path, "--report"), (config.save_plan, "--save-plan")):
-        if path is not None:
-            check_writable(Path(path), name)
 
     from onnxprune import pipeline
 
@@ -178,27 +185,6 @@ def compress(
     if html_path is not None:
         from onnxprune.report.html import report_html
 
-        write_text(Path(html_path), report_html(report), "--report")
+        save_text(Path(html_path), report_html(report), "--report")
     output.warn(report.warnings)
     output.show(*tables.compression(report, plan_only=config.dry_run))
-
-
-def output_path(config: CompressConfig) -> Path:
-    """Where the smaller model goes: what ``-o`` says, or MODEL.pruned.onnx beside the input."""
-    if config.output is not None:
-        return config.output
-    source = Path(str(config.model))
-    return source.with_name(f"{source.stem}.pruned.onnx")
-
-
-def check_target(target: Path, source: Path, force: bool) -> None:
-    """Raise UsageError, before any work, where the output can't go where it is meant to go."""
-    check_writable(target, "-o")
-    if not target.exists():
-        return
-    if source.exists() and target.samefile(source):
-        raise UsageError(
-            f"{target} is the input, which is never overwritten", hint="choose another output with -o"
-        )
-    if not force:
-        raise UsageError(f"{target} exists", hint="choose another output with -o, or replace it with --force")

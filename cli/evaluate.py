@@ -17,7 +17,7 @@ from .options import (
     command,
     option,
 )
-from .output import Output
+from .output import Output, check_outputs
 
 
 @command("evaluate")
@@ -33,7 +33,8 @@ def evaluate(
     config_path: str | None, json_path: str | None, against: str | None, quiet: bool, **flags: Any
 ) -> None:
     """Measure the accuracy of MODEL.onnx, and how closely it follows another model."""
-    config = collect_config(config_path, flags)
+    config = collect_config(config_path, flags, data_hint="name some with --data")
+    check_outputs({"--json": json_path}, (config.model, config.data, against, config_path))
     output = Output(json_path=json_path, quiet=quiet)
 
     from onnxprune import pipeline

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from .options import REPORTING, command
-from .output import Output
+from .output import Output, check_outputs
 
 
 @command("inspect")
@@ -13,6 +13,7 @@ from .output import Output
 @REPORTING
 def inspect(model: str, json_path: str | None, quiet: bool) -> None:
     """Show what MODEL.onnx costs, what of it can be pruned, and why the rest can't."""
+    check_outputs({"--json": json_path}, (model,))
     output = Output(json_path=json_path, quiet=quiet)
 
     from onnxprune import pipeline

@@ -133,13 +133,18 @@ PREPROCESS_NAMES = ("scale", "mean", "std", "resize", "crop", "layout", "color")
 
 
 def collect_config(
-    config_path: str | None, flags: Mapping[str, Any], *, needs_data: bool = True
+    config_path: str | None,
+    flags: Mapping[str, Any],
+    *,
+    needs_data: bool = True,
+    data_hint: str = "name some with --data; --data synthetic does without, less accurately",
 ) -> CompressConfig:
     """The configuration that a command's flags and its ``--config`` file make up.
 
     Flags that were not given are None, False or empty, and leave the file's values alone.
     """
-    given = {name: value for name, value in flags.items() if value not in (None, False, ())}
+    given = {name: value for name, value in flags.items() if value is not None and value is not False}
+    given = {name: value for name, value in given.items() if value != ()}
     preprocess = {name: given.pop(name) for name in PREPROCESS_NAMES if name in given}
     if preprocess:
         given["preprocess"] = preprocess
@@ -147,7 +152,5 @@ def collect_config(
     if "model" not in options:
         raise UsageError("no model is given", hint="name the ONNX file after the command")
     if needs_data and "data" not in options:
-        raise UsageError(
-            "no data is given", hint="name some with --data; --data synthetic does without, less accurately"
-        )
+        raise UsageError("no data is given", hint=data_hint)
     return CompressConfig.from_options(options)

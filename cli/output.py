@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from onnxprune.errors import UsageError
+from onnxprune.io.text import save_text
 from onnxprune.progress import Progress, SilentProgress, Stage
 
 if TYPE_CHECKING:
@@ -21,6 +25,9 @@ STANDARD_OUTPUT = "-"
 _PIPE_WIDTH = 110
 """Columns where nobody's terminal sets them."""
 
+_EXIT_PIPE = 141
+"""Status of a command whose reader has gone, as shells give it: 128 + SIGPIPE."""
+
 
 class Output:
     """Where one command's output goes.
@@ -32,12 +39,17 @@ class Output:
     def __init__(self, *, json_path: str | None, quiet: bool) -> None:
         self.quiet = quiet
         self._json_path = json_path
-        if json_path not in (None, STANDARD_OUTPUT):
-            check_writable(Path(str(json_path)), "--json")
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
-        """A progress observer that draws bars where standard error is a terminal."""
+        """A progress observer that draws bars where standard error is a terminal.
+
+        What the user's own code prints meanwhile goes to standard error where the JSON has the other.
+        """
+        with redirect_stdout(sys.stderr) if self._json_path == STANDARD_OUTPUT else nullcontext():
+            yield from self._progress()
+
+    def _progress(self) -> Iterator[Progress]:
         if self.quiet or not sys.stderr.isatty():
             yield SilentProgress()
             return
@@ -59,8 +71,9 @@ class Output:
         if self.quiet:
             return
         console = _console(stderr=self._json_path == STANDARD_OUTPUT)
-        for item in renderables:
-            console.print(item)
+        with _printing():
+            for item in renderables:
+                console.print(item)
 
     def warn(self, messages: Iterable[str]) -> None:
         """Print warnings, one line each, on standard error."""
@@ -77,26 +90,79 @@ class Output:
 
         text = report_json(report)
         if self._json_path == STANDARD_OUTPUT:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            with _printing():
+                sys.stdout.write(text)
         else:
-            write_text(Path(self._json_path), text, "--json")
+            save_text(Path(self._json_path), text, "--json")
 
 
-def check_writable(path: Path, option: str) -> None:
-    """Raise UsageError, before any work, where a file can't be written there."""
+def check_outputs(outputs: Mapping[str, str | Path | None], inputs: Iterable[object]) -> None:
+    """Raise UsageError, before any work, where a file can't be written that an option asks for.
+
+    ``outputs`` maps options to files, or None where they were not given. None of them may be one of the
+    ``inputs`` (those that are paths), nor another of them.
+    """
+    taken: dict[object, str] = {}
+    read = {_identity(Path(item)) for item in inputs if isinstance(item, str | Path)}
+    for option, name in outputs.items():
+        if name is None or (option == "--json" and name == STANDARD_OUTPUT):
+            continue
+        path = Path(name)
+        try:
+            _check_writable(path, option)
+            identity = _identity(path)
+        except OSError as error:
+            raise UsageError(
+                f"{option}: can't write {path}: {error.strerror}", hint="choose another file"
+            ) from error
+        if identity in read:
+            raise UsageError(
+                f"{option} {path} is the input, which is never overwritten",
+                hint=f"choose another output with {option}",
+            )
+        if identity in taken:
+            raise UsageError(
+                f"{taken[identity]} and {option} name the same file: {path}", hint="give each its own"
+            )
+        taken[identity] = option
+
+
+def _check_writable(path: Path, option: str) -> None:
+    if str(path) == STANDARD_OUTPUT:
+        raise UsageError(f"{option} takes a file, not '-'", hint="name one; --json - writes to stdout")
     if path.is_dir():
         raise UsageError(f"{option} {path} is a folder", hint="name a file in it")
     if not path.parent.is_dir():
         raise UsageError(f"{option} {path}: no such folder: {path.parent}", hint="create it first")
+    for place in (path.parent, path):
+        # Files are written beside their place and moved there, so that both have to allow it.
+        if place.exists() and not os.access(place, os.W_OK):
+            raise UsageError(f"{option} {path}: {place} can't be written", hint="choose another place")
 
 
-def write_text(path: Path, text: str, option: str) -> None:
-    """Write a file that the user asked for; UsageError where that fails."""
+def _identity(path: Path) -> object:
+    """What two paths to the same file have in common, links included."""
     try:
-        path.write_text(text, encoding="utf-8")
+        status = path.stat()
+    except OSError:
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
+    """Flush what is printed, and end in order where it can't be: UsageError, or no word to a closed pipe."""
+    try:
+        yield
+        sys.stdout.flush()
     except OSError as error:
-        raise UsageError(f"{option}: can't write {path}: {error.strerror or error}") from error
+        # What is left in the buffer would fail once more when the process ends.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        if isinstance(error, BrokenPipeError):
+            raise click.exceptions.Exit(_EXIT_PIPE) from error
+        raise UsageError(
+            f"can't write to standard output: {error.strerror}", hint="is the disk full?"
+        ) from error
 
 
 def _console(*, stderr: bool) -> Console:

@@ -160,6 +160,16 @@ class CompressConfig:
                 hint="say how small with --macs 50%, --params, --size or --latency, or give --max-drop 1.0",
             )
 
+    @property
+    def target(self) -> Path | None:
+        """Where the result goes: ``output``, or MODEL.pruned.onnx beside the input, if that is a file."""
+        if self.output is not None:
+            return self.output
+        if not isinstance(self.model, str | PathLike):
+            return None
+        source = Path(self.model)
+        return source.with_name(f"{source.stem}.pruned.onnx")
+
     def budget(self, kind: str) -> Budget | None:
         """The budget of that kind, if there is one."""
         return next((budget for budget in self.budgets if budget.kind == kind), None)

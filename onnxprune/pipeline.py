@@ -29,6 +29,7 @@ from onnxprune.graph.rewrite import rewrite
 from onnxprune.graph.structure import Group, PruningGraph
 from onnxprune.io.load import LoadedModel, load
 from onnxprune.io.save import save
+from onnxprune.io.text import save_text
 from onnxprune.profile.benchmark import benchmark
 from onnxprune.profile.cost import CostModel, count
 from onnxprune.profile.features import collect_features
@@ -91,10 +92,9 @@ class CompressionResult:
         return replace(self.report, model=model, after=replace(self.report.after, bytes=file_bytes(files)))
 
     def save_plan(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as JSON."""
-        Path(path).write_text(
-            self.plan.to_json(self.graph, model_sha256=self.source.sha256), encoding="utf-8"
-        )
+        """Write the plan as JSON; UsageError where that fails."""
+        text = self.plan.to_json(self.graph, model_sha256=self.source.sha256)
+        save_text(Path(path), text, "--save-plan")
 
 
 @dataclass(frozen=True)

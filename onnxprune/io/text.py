@@ -1,0 +1,30 @@
+"""Writing text files that users asked for: whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from onnxprune.errors import UsageError
+
+
+def save_text(path: Path, text: str, what: str) -> None:
+    """Write ``text`` to ``path``, in place of what is there; ``what`` names the option that asks for it.
+
+    Raises UsageError where that fails; the file is then as it was.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a device or a pipe
+            path.write_text(text, encoding="utf-8")
+            return
+        target = path.resolve()  # a link stays one
+        with tempfile.TemporaryDirectory(prefix=".onnxprune.", dir=target.parent) as scratch:
+            unfinished = Path(scratch) / "unfinished"
+            unfinished.write_text(text, encoding="utf-8")
+            os.replace(unfinished, target)
+    except OSError as error:
+        raise UsageError(
+            f"{what}: can't write {path}: {error.strerror or error}",
+            hint="choose another file, or make room for this one",
+        ) from error
