@@ -20,7 +20,7 @@ from onnxprune.errors import BudgetError, ModelError, UsageError
 from onnxprune.evaluate.gates import drop_gate
 from onnxprune.evaluate.metrics import Evaluation, evaluate_against
 from onnxprune.evaluate.preprocess import record_preprocess
-from onnxprune.goals import SEARCH_STEPS, Original, macs_goal, plan_for
+from onnxprune.goals import SEARCH_STEPS, Latencies, Original, macs_goal, plan_for, require_budgets
 from onnxprune.graph.analysis import analyze_graph
 from onnxprune.graph.apply import apply
 from onnxprune.graph.check import verify
@@ -28,7 +28,7 @@ from onnxprune.graph.plan import Plan
 from onnxprune.graph.rewrite import rewrite
 from onnxprune.graph.structure import Group, PruningGraph
 from onnxprune.io.load import LoadedModel, load
-from onnxprune.io.save import save
+from onnxprune.io.save import model_bytes, save
 from onnxprune.io.text import save_text
 from onnxprune.profile.benchmark import benchmark
 from onnxprune.profile.cost import CostModel, count
@@ -47,7 +47,7 @@ from onnxprune.report.inspection import file_bytes, inspect
 from onnxprune.report.schema import ClassStructure, CompressionReport
 from onnxprune.select.allocate import CostGoal, Limits, Ranking
 from onnxprune.select.rankings import LASSO_METHODS, PRICED_METHODS, STATISTICS_METHODS
-from onnxprune.select.select import chosen_groups, plan_within, protect_branches, rank
+from onnxprune.select.select import chosen_groups, plan_within, protect_branches, rank, require_choices
 from onnxprune.sensitivity import analyze, class_structure
 
 __all__ = [
@@ -73,12 +73,22 @@ class CompressionResult:
     report: CompressionReport
     graph: PruningGraph = field(repr=False)
     source: LoadedModel = field(repr=False)
+    size_limit: float | None = None
+    """Most bytes that its files may take, where a budget says so."""
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> CompressionReport:
         """Write the model; returns the report with the file's name and digest.
 
-        The input's files are never overwritten; an existing file only with ``force``.
+        The input's files are never overwritten; an existing file only with ``force``. Raises BudgetError
+        where the names of its files make it larger than the budget on its size.
         """
+        if self.size_limit is not None:
+            size = model_bytes(self.model, Path(path), external_data=self.source.external_data)
+            if size > self.size_limit:
+                raise BudgetError(
+                    f"{os.fspath(path)} would have {size:,} bytes, {self.size_limit:,.0f} are allowed",
+                    hint="give it a shorter name, or raise the budget",
+                )
         written = save(
             self.model,
             Path(path),
@@ -107,6 +117,7 @@ class _Candidate:
     fits: tuple[LayerFit, ...]
     tuning: Finetuned | None = None
     classes: ClassStructure | None = None
+    latencies: Latencies | None = None
 
 
 class _Clock:
@@ -142,13 +153,15 @@ def compress(
     clock = _Clock()
     with clock("load"):
         source = load(as_source(config.model))
-        original = Original(count(source.model), file_bytes(source))
+        original = Original(count(source.model), file_bytes(source), source.external_data, config.target)
     with clock("analyse"):
         graph = analyze_graph(source.model, in_place=source.owned)
         # It computes what the file does; from here on it stands for the original, held once.
         source = replace(source, model=graph.model)
     with clock("data"):
         data = open_calibration(source.model, config, progress)
+    if data.samples.preprocess is not None:  # before any budget is counted: it takes bytes
+        record_preprocess(graph.model, data.samples.preprocess)
     run = _Run(config, source, graph, original, data, progress, clock)
     chosen = run.best()
     if config.plan is None and np.all(chosen.plan.keep):
@@ -168,8 +181,11 @@ def compress(
         clock.seconds,
         chosen.tuning,
         chosen.classes,
+        chosen.latencies,
     )
-    return CompressionResult(chosen.model, chosen.plan, report, graph, source)
+    size = config.budget("size")
+    limit = None if size is None else size.limit(original.bytes)
+    return CompressionResult(chosen.model, chosen.plan, report, graph, source, limit)
 
 
 def select(
@@ -204,7 +220,13 @@ class _Run:
     clock: _Clock
 
     def best(self) -> _Candidate:
-        """The plan that was asked for, and what it leads to."""
+        """The plan that was asked for and what it leads to, all budgets counted once more on that."""
+        chosen = self._chosen()
+        with self.clock("check"):
+            latencies = require_budgets(self.graph, chosen.plan, chosen.model, self.config, self.original)
+        return replace(chosen, latencies=latencies)
+
+    def _chosen(self) -> _Candidate:
         config = self.config
         if config.plan is not None:
             return self._finish(self._saved_plan(config.plan))
@@ -222,7 +244,14 @@ class _Run:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"can't read the plan {path}: {error}", hint="--save-plan writes one") from error
-        return Plan.from_json(self.graph, text, model_sha256=self.source.sha256)
+        plan = Plan.from_json(self.graph, text, model_sha256=self.source.sha256)
+        ratio = self.config.max_group_ratio
+        stated = ratio != CompressConfig.max_group_ratio  # else plans may go further than selection does
+        limits = Limits(
+            self.config.round_to, ratio if stated else 1.0, whole_branches=not stated or ratio == 1.0
+        )
+        require_choices(self.graph, plan, self.config.keep, self.config.only, limits)
+        return plan
 
     def _rankings(self) -> tuple[list[Ranking], ClassStructure | None]:
         """The ranking of every group, and the classes' structure where the method looks at classes."""
@@ -315,8 +344,6 @@ class _Run:
             )  # fmt: skip
 
     def _scored(self, plan: Plan, model: onnx.ModelProto, fits: tuple[LayerFit, ...]) -> _Candidate:
-        if self.data.samples.preprocess is not None:
-            record_preprocess(model, self.data.samples.preprocess)
         if self.data.evaluation is None:
             return _Candidate(plan, model, None, fits)
         with self.clock("evaluate"):

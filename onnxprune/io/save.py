@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import onnx
 from onnx import TensorProto
@@ -37,8 +38,8 @@ def save(
     """
     target = Path(path)
     shell, initializers = shared_parts(model)
-    external = external_data or limits.weight_bytes(initializers) > limits.INLINE_LIMIT
-    targets = [target, target.with_name(target.name + ".data")] if external else [target]
+    external = _is_external(initializers, external_data)
+    targets = [target, target.with_name(data_name(target))] if external else [target]
     _check_targets(targets, overwrite, _paths(protect))
     try:
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -49,7 +50,10 @@ def save(
     try:
         files = [scratch / item.name for item in targets]
         if external:
-            initializers = _externalise(initializers, files[1])
+            with files[1].open("wb") as stream:
+                initializers = _externalise(initializers, stream, files[1].name)
+                stream.flush()
+                os.fsync(stream.fileno())
         _write(files[0], shell, initializers)
         _move(files, targets, scratch)
     except OSError as error:
@@ -98,37 +102,66 @@ def shared_parts(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[TensorPr
     return shell, [tensor for tensor in model.graph.initializer if tensor.name not in names]
 
 
-def model_bytes(model: onnx.ModelProto) -> int:
-    """Bytes that the model takes when it is written, its weights included."""
-    return wire.encoded_size(*shared_parts(model))
+def model_bytes(model: onnx.ModelProto, target: Path | None = None, *, external_data: bool = False) -> int:
+    """Bytes of the files that `save` would write for ``target`` (by default a name of usual length)."""
+    shell, initializers = shared_parts(model)
+    if not _is_external(initializers, external_data):
+        return wire.encoded_size(shell, initializers)
+    data = _Tally()
+    stored = _externalise(initializers, data, data_name(target or Path("model.pruned.onnx")))
+    return wire.encoded_size(shell, stored) + data.tell()
 
 
-def _externalise(initializers: Sequence[TensorProto], data: Path) -> list[TensorProto]:
-    """Write large initializers to ``data``; those returned refer to them by the file's name."""
+def data_name(target: Path) -> str:
+    """The name of the file beside ``target`` that takes its weights."""
+    return f"{target.name}.data"
+
+
+def _is_external(initializers: Sequence[TensorProto], asked: bool) -> bool:
+    return asked or limits.weight_bytes(initializers) > limits.INLINE_LIMIT
+
+
+class _Sink(Protocol):
+    """What `_externalise` writes to."""
+
+    def tell(self) -> int: ...
+
+    def write(self, data: bytes, /) -> int: ...
+
+
+class _Tally:
+    """A file of which only the length is kept."""
+
+    def __init__(self) -> None:
+        self._length = 0
+
+    def tell(self) -> int:
+        return self._length
+
+    def write(self, data: bytes, /) -> int:
+        self._length += len(data)
+        return len(data)
+
+
+def _externalise(initializers: Sequence[TensorProto], stream: _Sink, name: str) -> list[TensorProto]:
+    """Write large initializers to ``stream``; those returned refer to them in the file ``name``."""
     stored: list[TensorProto] = []
-    with data.open("wb") as stream:
-        for tensor in initializers:
-            raw = tensor.raw_data  # each look at it makes a copy
-            if len(raw) < _SMALL:
-                stored.append(tensor)
-                continue
-            stream.write(b"\0" * (-stream.tell() % _ALIGNMENT))
-            reference = TensorProto(name=tensor.name, data_type=tensor.data_type)
-            stored.append(reference)
-            if tensor.doc_string:
-                reference.doc_string = tensor.doc_string
-            reference.dims.extend(tensor.dims)
-            reference.metadata_props.extend(tensor.metadata_props)
-            reference.data_location = TensorProto.EXTERNAL
-            for key, value in (
-                ("location", data.name),
-                ("offset", str(stream.tell())),
-                ("length", str(len(raw))),
-            ):
-                reference.external_data.add(key=key, value=value)
-            stream.write(raw)
-        stream.flush()
-        os.fsync(stream.fileno())
+    for tensor in initializers:
+        raw = tensor.raw_data  # each look at it makes a copy
+        if len(raw) < _SMALL:
+            stored.append(tensor)
+            continue
+        stream.write(b"\0" * (-stream.tell() % _ALIGNMENT))
+        reference = TensorProto(name=tensor.name, data_type=tensor.data_type)
+        stored.append(reference)
+        if tensor.doc_string:
+            reference.doc_string = tensor.doc_string
+        reference.dims.extend(tensor.dims)
+        reference.metadata_props.extend(tensor.metadata_props)
+        reference.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", name), ("offset", str(stream.tell())), ("length", str(len(raw)))):
+            reference.external_data.add(key=key, value=value)
+        stream.write(raw)
     return stored
 
 

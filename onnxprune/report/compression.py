@@ -10,11 +10,10 @@ import onnx
 from onnxprune.calibration import Calibration
 from onnxprune.config import CompressConfig
 from onnxprune.evaluate.metrics import Evaluation
-from onnxprune.goals import Original
+from onnxprune.goals import Latencies, Original
 from onnxprune.graph.plan import Plan
 from onnxprune.graph.structure import PruningGraph
 from onnxprune.io.load import LoadedModel
-from onnxprune.io.save import model_bytes
 from onnxprune.profile.cost import count
 from onnxprune.recover.closed_form import LayerFit
 from onnxprune.recover.finetune import Finetuned
@@ -43,6 +42,7 @@ def compression_report(
     timings: Mapping[str, float],
     tuning: Finetuned | None = None,
     classes: ClassStructure | None = None,
+    latencies: Latencies | None = None,
 ) -> CompressionReport:
     """What was done and measured; the counts are taken on ``model`` itself."""
     cost = count(model)
@@ -55,17 +55,20 @@ def compression_report(
             macs=original.cost.macs,
             params=original.cost.params,
             bytes=original.bytes,
+            latency_ms=None if latencies is None else latencies.before,
             metrics=metric_values(None if evaluation is None else evaluation.reference_metrics),
         ),
         after=Figures(
             macs=cost.macs,
             params=cost.params,
-            bytes=model_bytes(model),
+            bytes=original.stored(model),
+            latency_ms=None if latencies is None else latencies.after,
             metrics=metric_values(None if evaluation is None else evaluation.metrics),
             fidelity=fidelity,
         ),
         method={
             "name": config.method,
+            "plan": config.plan,
             "data_term": config.data_term,
             "depth_weight": config.depth_weight,
             "recover": config.recover,

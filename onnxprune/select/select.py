@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from onnxprune.errors import UsageError
 from onnxprune.graph.plan import Plan
-from onnxprune.graph.structure import Group, IntArray, PruningGraph
+from onnxprune.graph.structure import Group, IntArray, PruningGraph, removed_branches
 from onnxprune.graph.weights import FloatArray
 from onnxprune.profile.statistics import LayerStatistics
 from onnxprune.select.allocate import Goal, Limits, Ranking, allocate, allocate_evenly
@@ -48,6 +48,28 @@ def chosen_groups(graph: PruningGraph, keep: Sequence[str] = (), only: Sequence[
         if not _matches((*group.nodes, *group.producers, *group.consumers), keep)
         and (not only or _matches(group.producers, only))
     ]
+
+
+def require_choices(
+    graph: PruningGraph, plan: Plan, keep: Sequence[str], only: Sequence[str], limits: Limits
+) -> None:
+    """Raise UsageError where a plan from elsewhere removes what ``keep``, ``only`` or ``limits`` forbid."""
+    free = {group.name for group in chosen_groups(graph, keep, only)}
+    whole = removed_branches(graph.residual_branches, plan.keep) if limits.whole_branches else []
+    gone = np.concatenate([branch.units for branch in whole]) if whole else np.empty(0, np.int64)
+    for group in graph.groups:
+        size, removed = len(group.units), int(np.count_nonzero(~plan.keep[group.units]))
+        if removed and group.name not in free:
+            raise UsageError(
+                f"the plan removes channels of {group.name!r}, which --keep or --only leave alone",
+                hint="edit the plan, or choose channels anew without --plan",
+            )
+        if removed not in limits.counts(size) and not np.isin(group.units, gone).all():
+            raise UsageError(
+                f"the plan removes {removed} of the {size} channels of {group.name!r}, "
+                "which --round-to or --max-group-ratio forbid",
+                hint="edit the plan, or choose channels anew without --plan",
+            )
 
 
 def protect_branches(graph: PruningGraph, keep: Sequence[str]) -> PruningGraph:
