@@ -10,7 +10,7 @@ import onnx
 from onnxprune.config import CompressConfig
 from onnxprune.errors import DataError
 from onnxprune.evaluate.datasets import Dataset, load_dataset
-from onnxprune.evaluate.metrics import distribution, predict
+from onnxprune.evaluate.metrics import check_labels, distribution, predict
 from onnxprune.evaluate.preprocess import preprocess_of
 from onnxprune.evaluate.sampling import calibration_indices
 from onnxprune.graph.structure import IntArray
@@ -69,6 +69,8 @@ def open_calibration(model: onnx.ModelProto, config: CompressConfig, progress: P
         warnings.append("the installed torch can't use the GPU: only the models run on it")
     scores = predict(session, samples, progress=progress)
     labels = samples.labels
+    if data.labels is not None:
+        check_labels(data.labels, scores.shape[1])
     if labels is None:
         labels = scores.argmax(1).astype(np.int64)
         warnings.append("the data has no labels: the original model's own predictions stand in")
@@ -113,8 +115,12 @@ def _evaluation(
         source = config.data if config.eval_data is None else config.eval_data
         judging = load_dataset(
             source, session.input, preprocess=config.preprocess or data.preprocess, split=config.eval_split,
-            seed=config.seed,
+            option="--eval-split", seed=config.seed,
         )  # fmt: skip
+        if judging.labels is None and data.labels is not None:
+            warnings.append(
+                "the evaluation data has no labels: accuracy is measured against the original's predictions"
+            )
         return judging, data
     rest = np.setdiff1d(np.arange(len(data)), used)
     if not len(rest):

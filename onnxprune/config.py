@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
@@ -37,6 +37,7 @@ SYNTHETIC = "synthetic"
 
 _CALLABLE_DATA = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _PATH_OPTIONS = ("model", "output", "data", "eval_data", "plan", "save_plan", "checkpoint")
+_COMMAND_LINE_ONLY = ("json", "report", "plot", "quiet", "debug", "against", "config")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|)")
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -106,6 +107,10 @@ class CompressConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, each with the way out."""
+        if not (isinstance(self.model, str | PathLike | bytes) or hasattr(self.model, "SerializeToString")):
+            raise UsageError(
+                f"the model is {str(self.model)[:40]!r}, not a path", hint="name an ONNX file, as a text"
+            )
         _one_of("method", self.method, METHODS)
         _one_of("data-term", self.data_term, DATA_TERMS)
         _one_of("recover", self.recover, RECOVERIES)
@@ -141,7 +146,7 @@ class CompressConfig:
     def _check_tuning(self) -> None:
         for name, value in (("epochs", self.epochs), ("time-limit", self.time_limit)):
             if value is not None and not (_is_number(value) and math.isfinite(value) and value > 0.0):
-                raise UsageError(f"--{name} {value!r} is not a number above 0")
+                raise UsageError(f"--{name} {value!r} is not a number above 0", hint=f"leave out --{name}")
         if self.lr != "auto" and not (_is_number(self.lr) and 0.0 < self.lr < 10.0):
             raise UsageError(f"--lr {self.lr!r} is no learning rate", hint="0.001 is one; auto finds one")
         given = [name for name in ("epochs", "time_limit", "checkpoint") if getattr(self, name) is not None]
@@ -207,11 +212,15 @@ def read_toml(path: str | PathLike[str]) -> dict[str, Any]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"no such configuration file: {path}") from None
+        raise UsageError(f"no such configuration file: {path}", hint="give the path of a TOML file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"can't read the configuration file {path}: {error}") from error
+        raise UsageError(
+            f"can't read the configuration file {path}: {error}", hint="it must be a text file in UTF-8"
+        ) from error
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from error
+        raise UsageError(
+            f"{path} is not valid TOML: {error}", hint='texts stand in quotes, such as macs = "50%"'
+        ) from error
     options = {_key(name): value for name, value in table.items()}
     _refuse_unknown(options, _option_names() - {"budgets"}, f"key in {path}:")
     if "preprocess" in options and not isinstance(options["preprocess"], Mapping):
@@ -256,6 +265,10 @@ def _refuse_unknown(given: Mapping[str, Any], known: set[str], what: str) -> Non
     for name in given:
         if name in known:
             continue
+        if name in _COMMAND_LINE_ONLY:
+            raise UsageError(
+                f"unknown {what} {name!r}", hint=f"--{name} is an option of the command line alone"
+            )
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
         listed = ", ".join(sorted(known))
         hint = f"did you mean {near[0].replace('_', '-')!r}?" if near else f"known: {listed}"
@@ -273,15 +286,26 @@ def _coerced(name: str, value: Any) -> Any:
             raise UsageError(f"--lr {value!r} is no learning rate", hint="give a number, or auto") from None
     if name in ("output", "plan", "save_plan", "checkpoint"):
         if not isinstance(value, str | PathLike):
-            raise UsageError(f"--{name.replace('_', '-')} takes a path, not {value!r}")
+            raise UsageError(
+                f"--{name.replace('_', '-')} takes a path, not {value!r}", hint="write it as a text"
+            )
         return Path(value)
     if name in ("keep", "only"):
-        globs = (value,) if isinstance(value, str) else tuple(value)
-        if not all(isinstance(glob, str) and glob for glob in globs):
-            raise UsageError(f"--{name} takes globs over node names, not {value!r}")
-        return globs
+        globs = (value,) if isinstance(value, str) else value
+        if not (isinstance(globs, Iterable) and all(isinstance(glob, str) and glob for glob in globs)):
+            raise UsageError(
+                f"--{name} takes globs over node names, not {value!r}",
+                hint="such as */head/*, or a list of them",
+            )
+        return tuple(globs)
+    if name in ("split", "eval_split") and not isinstance(value, str):
+        raise UsageError(
+            f"--{name.replace('_', '-')} takes a text, not {value!r}", hint="such as train, or :300"
+        )
     if name in ("dry_run", "verify", "force") and not isinstance(value, bool):
-        raise UsageError(f"{name.replace('_', '-')} is true or false, not {value!r}")
+        raise UsageError(
+            f"{name.replace('_', '-')} is true or false, not {value!r}", hint="write it without quotes"
+        )
     if name == "preprocess" and isinstance(value, Mapping):
         return _preprocess(value)
     return value
@@ -296,7 +320,7 @@ def _preprocess(table: Mapping[str, Any]) -> Preprocess | None:
 
 def _relative_to(folder: Path, text: str) -> str:
     """``text`` as a path inside ``folder``, unless it is no path at all."""
-    if text == SYNTHETIC or _CALLABLE_DATA.fullmatch(text):
+    if text == SYNTHETIC or (_CALLABLE_DATA.fullmatch(text) and ".py:" not in text):
         return text
     return str(folder / text)
 
@@ -315,4 +339,7 @@ def _is_number(value: object) -> bool:
 
 def _at_least(option: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UsageError(f"--{option} {value!r} is not a whole number of at least {least}")
+        raise UsageError(
+            f"--{option} {value!r} is not a whole number of at least {least}",
+            hint=f"leave out --{option}, or raise it",
+        )

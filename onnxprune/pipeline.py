@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,7 +21,7 @@ from onnxprune.evaluate.gates import drop_gate
 from onnxprune.evaluate.metrics import Evaluation, evaluate_against
 from onnxprune.evaluate.preprocess import record_preprocess
 from onnxprune.goals import SEARCH_STEPS, Latencies, Original, macs_goal, plan_for, require_budgets
-from onnxprune.graph.analysis import analyze_graph
+from onnxprune.graph import analysis
 from onnxprune.graph.apply import apply
 from onnxprune.graph.check import verify
 from onnxprune.graph.plan import Plan
@@ -155,7 +155,7 @@ def compress(
         source = load(as_source(config.model))
         original = Original(count(source.model), file_bytes(source), source.external_data, config.target)
     with clock("analyse"):
-        graph = analyze_graph(source.model, in_place=source.owned)
+        graph = analysis.analyze_graph(source.model, in_place=source.owned)
         # It computes what the file does; from here on it stands for the original, held once.
         source = replace(source, model=graph.model)
     with clock("data"):
@@ -186,6 +186,21 @@ def compress(
     size = config.budget("size")
     limit = None if size is None else size.limit(original.bytes)
     return CompressionResult(chosen.model, chosen.plan, report, graph, source, limit)
+
+
+def analyze_graph(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> PruningGraph:
+    """Find which channels of a model can be removed together, which can't and why.
+
+    ``model`` is left as it is. ``input_shapes`` gives sizes for inputs with dynamic axes other than the
+    batch; without it usual sizes are tried. Raises ModelError for a model that is refused, UsageError
+    for shapes that don't fit it.
+    """
+    loaded = load(as_source(model))
+    return analysis.analyze_graph(loaded.model, input_shapes=input_shapes, in_place=loaded.owned)
 
 
 def select(
@@ -256,6 +271,11 @@ class _Run:
     def _rankings(self) -> tuple[list[Ranking], ClassStructure | None]:
         """The ranking of every group, and the classes' structure where the method looks at classes."""
         config, data = self.config, self.data
+        if config.data_term != "contribution" and config.method not in LASSO_METHODS:
+            raise UsageError(
+                f"--data-term is of no use with --method {config.method}",
+                hint=f"it is what these fit: {', '.join(LASSO_METHODS)}",
+            )
         if config.depth_weight != 1.0 and config.method not in PRICED_METHODS:
             raise UsageError(
                 f"--depth-weight is of no use with --method {config.method}",

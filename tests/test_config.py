@@ -127,6 +127,20 @@ def test_synthetic_data_is_no_path(tmp_path: Path) -> None:
     assert CompressConfig.from_toml(path).data == "synthetic"
 
 
+@pytest.mark.parametrize("data", ["loader.py:batches", "sub/loader.py:batches"])
+def test_a_function_in_a_file_is_looked_up_beside_the_configuration(tmp_path: Path, data: str) -> None:
+    path = write(tmp_path / "c.toml", f'model = "net.onnx"\ndata = "{data}"')
+    assert CompressConfig.from_toml(path).data == str(tmp_path / data)
+
+
+@pytest.mark.parametrize("key", ["json", "report", "quiet", "debug", "plot", "against"])
+def test_what_is_printed_is_not_for_the_file(tmp_path: Path, key: str) -> None:
+    path = write(tmp_path / "c.toml", f'model = "net.onnx"\n{key} = "x"')
+    with pytest.raises(UsageError) as caught:
+        CompressConfig.from_toml(path)
+    assert caught.value.hint == f"--{key} is an option of the command line alone"
+
+
 def test_flags_win_option_by_option(tmp_path: Path) -> None:
     path = write(
         tmp_path / "c.toml",

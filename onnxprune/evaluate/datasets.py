@@ -173,10 +173,11 @@ def load_dataset(
     preprocess: Preprocess | None = None,
     recorded: Preprocess | None = None,
     split: str | None = None,
+    option: str = "--split",
     seed: int = 0,
     samples: int = synthetic.SAMPLES,
 ) -> Dataset:
-    """Open DATA for the model input ``spec``.
+    """Open DATA for the model input ``spec``; ``option`` names the one that gave ``split``, for errors.
 
     ``data`` is a path (folder of class folders, folder with ``labels.csv``, folder of images, ``.npz``,
     ``.npy``, ``.parquet``), ``module:function``, ``synthetic``, or a Python object: an array, a tuple
@@ -188,7 +189,7 @@ def load_dataset(
 
     Raises DataError for data that can't be used, UsageError for a split that can't be read.
     """
-    chosen = Split() if split is None else Split.parse(split)
+    chosen = Split() if split is None else Split.parse(split, option)
     if isinstance(data, Dataset):
         opened, rows, labels = data._source, data._rows, data.labels
         if chosen.name is not None:
@@ -204,7 +205,7 @@ def load_dataset(
         else:
             opened = open_source(data, chosen.name)
         rows, labels = np.arange(len(opened), dtype=np.int64), opened.labels
-    picked = chosen.rows(len(rows))
+    picked = chosen.rows(len(rows), option)
     if picked is not None:
         rows = rows[picked]
         labels = None if labels is None else labels[picked]
@@ -221,7 +222,12 @@ def load_dataset(
 def open_source(data: object, split: str | None = None) -> Source:
     """The raw samples of DATA, before any preprocessing; ``split`` is the name of a part of it."""
     if isinstance(data, str | os.PathLike):
-        return _open_path(os.fspath(data), split)
+        try:
+            return _open_path(os.fspath(data), split)
+        except OSError as error:
+            raise DataError(
+                f"{os.fspath(data)} can't be read: {error.strerror or error}", hint="check its permissions"
+            ) from error
     if isinstance(data, Source):
         return data
     if split is not None:

@@ -62,7 +62,10 @@ class Preprocess:
         if self.scale is not None:
             scale = _numbers("scale", self.scale)
             if scale is None or len(scale) != 1 or scale[0] == 0.0:
-                raise UsageError(f"--scale {self.scale!r} is not one number other than 0")
+                raise UsageError(
+                    f"--scale {self.scale!r} is not one number other than 0",
+                    hint="1 leaves values as they are",
+                )
             object.__setattr__(self, "scale", scale[0])
         for name in ("resize", "crop"):
             object.__setattr__(self, name, _size(name, getattr(self, name)))

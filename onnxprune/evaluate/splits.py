@@ -28,25 +28,26 @@ class Split:
     stop: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> Split:
+    def parse(cls, text: str, option: str = "--split") -> Split:
         """From ``train``, ``0:300``, ``-700:``, ``80%:`` or ``train[:1000]``; else UsageError."""
         match = _SPLIT.fullmatch(text.strip())
         rows = (match["inside"] or match["bare"]) if match else None
         if match is None or not text.strip() or (match["bare"] is not None and match["name"]):
             raise UsageError(
-                f"--split '{text}' can't be read", hint="such as train, 0:300, 300: or train[:1000]"
+                f"{option} '{text}' can't be read", hint="such as train, 0:300, 300: or train[:1000]"
             )
         start, stop = rows.split(":") if rows is not None else ("", "")
         return cls(match["name"].strip() or None, start, stop)
 
-    def rows(self, count: int) -> IntArray | None:
+    def rows(self, count: int, option: str = "--split") -> IntArray | None:
         """The row numbers chosen out of ``count``, or None for all; DataError where none is left."""
         if not self.start and not self.stop:
             return None
         start, stop, _ = slice(_bound(self.start, count), _bound(self.stop, count)).indices(count)
         if stop <= start:
             raise DataError(
-                f"--split {self.start}:{self.stop} chooses none of the {count} rows", hint="rows count from 0"
+                f"{option} {self.start}:{self.stop} chooses none of the {count} rows",
+                hint="rows count from 0",
             )
         return np.arange(start, stop, dtype=np.int64)
 

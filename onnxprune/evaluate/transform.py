@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from onnxprune.errors import DataError
+from onnxprune.errors import DataError, UsageError
 from onnxprune.evaluate.preprocess import Preprocess, Size, channel_count, input_size
 from onnxprune.profile.spec import TensorSpec, describe_shape
 
@@ -46,7 +46,7 @@ class Transform:
     def bind(cls, preprocess: Preprocess | None, spec: TensorSpec, samples: Samples) -> Transform:
         """The transform for data whose first samples are ``samples``.
 
-        Raises DataError where they can't fit the model.
+        Raises DataError where they can't fit the model, UsageError where ``preprocess`` can't.
         """
         images = are_images(samples, spec)
         given = preprocess or Preprocess()
@@ -59,7 +59,7 @@ class Transform:
         channels = channel_count(spec, settings.layout or "nchw")
         for name, values in (("mean", settings.mean or ()), ("std", settings.std or ())):
             if channels is not None and len(values) not in (1, channels):
-                raise DataError(
+                raise UsageError(
                     f"--{name} has {len(values)} values, the model's input has {channels} channels",
                     hint="give one value, or one for each channel",
                 )
@@ -76,6 +76,13 @@ class Transform:
                 f"the data gives {describe_shape(inputs.shape)}",
                 hint=_RESIZE_HINT if self.images else "arrays are taken as they are, in the model's layout",
             )
+        if not self.images and inputs.dtype.kind == "f":
+            bad = int((~np.isfinite(inputs).reshape(len(inputs), -1).all(1)).sum())
+            if bad:
+                raise DataError(
+                    f"{bad} of {len(inputs)} samples read hold values that are not finite",
+                    hint="leave them out, or replace NaN and infinity in them",
+                )
         return inputs
 
     def geometry(self, samples: Samples) -> Array:

@@ -89,20 +89,20 @@ def load(source: str | Path | bytes | onnx.ModelProto, *, memory: int | None = N
 
 def _read(path: Path, limit: int) -> tuple[onnx.ModelProto, str]:
     """The message in a file and the file's digest."""
-    if not path.exists():
-        raise UsageError(f"no such file: {path}", hint="give the path of an .onnx file")
-    if not path.is_file():
-        raise UsageError(f"{path} is not a file", hint="give the path of an .onnx file")
-    size = path.stat().st_size
-    if size == 0:
-        raise ModelError(f"{path} is empty", hint="export or download the model again")
-    if size > limit or size > limits.PROTOBUF_LIMIT:
-        bound = min(limit, limits.PROTOBUF_LIMIT)
-        raise ModelError(
-            f"{path} has {size} bytes and at most {bound} can be read",
-            hint="models over 2 GB keep their weights as external data",
-        )
     try:
+        if not path.exists():
+            raise UsageError(f"no such file: {path}", hint="give the path of an .onnx file")
+        if not path.is_file():
+            raise UsageError(f"{path} is not a file", hint="give the path of an .onnx file")
+        size = path.stat().st_size
+        if size == 0:
+            raise ModelError(f"{path} is empty", hint="export or download the model again")
+        if size > limit or size > limits.PROTOBUF_LIMIT:
+            bound = min(limit, limits.PROTOBUF_LIMIT)
+            raise ModelError(
+                f"{path} has {size} bytes and at most {bound} can be read",
+                hint="models over 2 GB keep their weights as external data",
+            )
         with path.open("rb") as stream:
             return read_model(stream)
     except DecodeError as error:

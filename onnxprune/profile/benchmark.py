@@ -32,7 +32,7 @@ def benchmark(
     """
     for name, value in (("batch", batch), ("runs", runs)):
         if value < 1:
-            raise UsageError(f"--{name} {value} is not at least 1")
+            raise UsageError(f"--{name} {value} is not at least 1", hint=f"leave out --{name}")
     if not models:
         raise UsageError("no model to measure")
     progress = progress or SilentProgress()

@@ -97,7 +97,8 @@ def _sizes(spec: TensorSpec, batch: int, shape: Sequence[int] | None) -> tuple[i
         if not spec.accepts(sizes, any_batch=False):
             raise UsageError(
                 f"--shape {'x'.join(map(str, sizes))} does not fit the model's input '{spec.name}', "
-                f"which wants {spec.describe()}"
+                f"which wants {spec.describe()}",
+                hint=f"write it like {_example(spec, batch)}",
             )
         return sizes
     if spec.shape and spec.shape[0] not in (None, batch):
@@ -137,4 +138,4 @@ def _summary(seconds: npt.NDArray[np.float64]) -> Latency:
 
 def _check(option: str, value: int) -> None:
     if value < 1:
-        raise UsageError(f"--{option} {value} is not at least 1")
+        raise UsageError(f"--{option} {value} is not at least 1", hint=f"leave out --{option}")

@@ -143,7 +143,7 @@ class _Accumulator:
         mean_square = float((self.gram[:, -1, :-1].double() / rows).square().sum())
         total = float(self.gram.diagonal(dim1=1, dim2=2)[:, :-1].double().sum()) / rows - mean_square
         between = float(self.means[1]) / clusters - mean_square
-        if between <= total * clusters / rows:
+        if between <= max(total, 0.0) * clusters / rows:
             return rows
         return max(clusters, clusters * total / between)
 

@@ -18,7 +18,7 @@ from onnxprune.profile.cost import count
 from onnxprune.recover.closed_form import LayerFit
 from onnxprune.recover.finetune import Finetuned
 from onnxprune.report.channels import odd_channels_warning
-from onnxprune.report.evaluation import metric_values, model_files
+from onnxprune.report.evaluation import metric_values, model_files, not_finite_warning
 from onnxprune.report.schema import (
     ClassStructure,
     CompressionReport,
@@ -95,11 +95,21 @@ def compression_report(
         timings_s={name: round(seconds, 3) for name, seconds in timings.items()},
         warnings=(
             *data.warnings,
+            *_score_warnings(evaluation),
             *_fit_warnings(fits),
             *_tuning_warnings(tuning),
             *odd_channels_warning(graph, plan),
         ),
         classes=classes,
+    )
+
+
+def _score_warnings(evaluation: Evaluation | None) -> tuple[str, ...]:
+    if evaluation is None:
+        return ()
+    return (
+        *not_finite_warning("the original", evaluation.reference_metrics),
+        *not_finite_warning("the smaller model", evaluation.metrics),
     )
 
 

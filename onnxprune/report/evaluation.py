@@ -58,6 +58,7 @@ def evaluate(
     warnings = list(dataset.warnings)
     if result.metrics is None:
         warnings.append("the data has no labels: only the fidelity to the other model is measured")
+    warnings += not_finite_warning("the model", result.metrics)
     comparison = None
     if original is not None and result.fidelity is not None:
         comparison = Comparison(
@@ -74,6 +75,14 @@ def evaluate(
         timings_s={"total": time.perf_counter() - start},
         warnings=tuple(warnings),
     )
+
+
+def not_finite_warning(which: str, metrics: Metrics | None) -> tuple[str, ...]:
+    """A warning where some scores hold a NaN."""
+    if metrics is None or not metrics.not_finite:
+        return ()
+    count = f"{metrics.not_finite} of {metrics.samples} samples"
+    return (f"{which} gives scores that are not numbers for {count}: they count as wrong",)
 
 
 def metric_values(metrics: Metrics | None) -> dict[str, float]:

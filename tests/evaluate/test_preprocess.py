@@ -193,7 +193,7 @@ def test_options_in_every_writing() -> None:
 
 def test_one_value_for_each_channel() -> None:
     for options in ({"mean": (1, 2)}, {"std": (1, 2)}):
-        with pytest.raises(DataError, match="has 2 values, the model's input has 3 channels"):
+        with pytest.raises(UsageError, match="has 2 values, the model's input has 3 channels"):
             run(pixels(1), spec(3, 8, 8), **options)
     with pytest.raises(DataError, match="do not fit"):
         run(np.zeros((2, 5), np.float32), spec(5), mean=(1, 2))

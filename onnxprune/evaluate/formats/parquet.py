@@ -42,7 +42,7 @@ class ParquetSource(Source):
             except (OSError, KeyError, ValueError) as error:  # pyarrow's errors derive from these
                 raise DataError(
                     f"{path} can't be read as Parquet: {error}",
-                    hint="all files of a set have the same columns",
+                    hint="all files of a set have the same columns" if number else "is it a complete file?",
                 ) from error
             self._files.append(file)
             self._folders.append(path.parent)

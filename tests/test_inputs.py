@@ -1,0 +1,128 @@
+"""What users get wrong in data and options, from the outside: typed errors and warnings, never a bug."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import onnxprune
+from onnxprune.errors import DataError, UsageError
+from onnxprune_cli.main import run
+
+SAMPLE = Path(__file__).resolve().parent.parent / "samples" / "quickstart"
+MODEL, DATA = SAMPLE / "digits.onnx", SAMPLE / "digits.npz"
+OPTIONS: dict[str, Any] = {
+    "calibration": 40, "method": "l1", "recover": "none", "threads": 1, "macs": "60%"
+}  # fmt: skip
+LONG = "x" * 300  # no file system takes such a name
+
+
+def arrays(count: int = 60) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The sample's images as the model takes them, and their labels."""
+    with np.load(DATA) as stored:
+        images, labels = stored["images"][:count], stored["labels"][:count]
+    return images.astype(np.float32).transpose(0, 3, 1, 2) / 255.0, labels
+
+
+def compress(data: object, **options: Any) -> onnxprune.CompressionResult:
+    return onnxprune.compress(MODEL, data=data, **{**OPTIONS, **options})
+
+
+def test_one_sample_is_enough() -> None:
+    """Its rows' effective number was once a division by zero."""
+    images, labels = arrays(1)
+    assert compress((images, labels), method="stlp-ib").report.after.macs
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_data_that_are_not_finite_are_refused(value: float) -> None:
+    images, labels = arrays()
+    images[7, 0, 3, 3] = value
+    for method in ("l1", "stlp-ib"):
+        with pytest.raises(DataError, match=r"1 of .* not finite"):
+            compress((images, labels), method=method, calibration=60)
+
+
+def test_labels_beyond_the_models_classes_are_found_before_any_work() -> None:
+    images, labels = arrays()
+    with pytest.raises(DataError, match="class"):
+        compress((images, labels + 3), eval_data=(images, labels))
+
+
+def test_evaluation_data_without_labels_is_said_to_be_so() -> None:
+    images, labels = arrays()
+    report = compress((images, labels), eval_data=images).report
+    assert any("evaluation data has no labels" in warning for warning in report.warnings)
+    report = compress((images, labels), eval_data=(images, labels)).report
+    assert not any("labels" in warning for warning in report.warnings)
+
+
+def test_a_wrong_evaluation_split_is_called_by_its_name() -> None:
+    with pytest.raises(UsageError, match="--eval-split 'a:b'"):
+        compress(str(DATA), eval_split="a:b")
+    with pytest.raises(DataError, match="--eval-split 5000:"):
+        compress(str(DATA), eval_split="5000:")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "l1", "data_term": "hsic"},
+        {"data": str(DATA), "preprocess": {"mean": "0.5,0.5"}},
+        {"keep": 5},
+        {"split": 5},
+        {"eval_split": 7},
+    ],
+)
+def test_options_that_make_no_sense_are_usage_errors(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as caught:
+        compress(**{"data": str(DATA), **options})
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("model", [5, ["a.onnx"]])
+def test_a_model_is_a_path_or_a_model(model: object) -> None:
+    with pytest.raises(UsageError, match="not a path"):
+        onnxprune.compress(model, data=str(DATA), macs=0.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["inspect", LONG], 2),
+        (["evaluate", str(MODEL), "--data", LONG], 5),
+        (["compress", str(MODEL), "--data", str(DATA), "--macs", "50%", "-o", LONG], 2),
+        (["compress", str(MODEL), "--data", str(DATA), "--macs", "50%", "--config", LONG], 2),
+    ],
+)
+def test_paths_that_the_system_refuses_are_no_bugs(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], status: int
+) -> None:
+    assert run(arguments) == status
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and hint.startswith("hint: ")
+
+
+def test_the_stages_take_models_as_paths_bytes_and_protos() -> None:
+    import onnx
+
+    for model in (MODEL, str(MODEL), MODEL.read_bytes(), onnx.load(MODEL)):
+        assert onnxprune.analyze_graph(model).groups
+
+
+def test_scores_that_are_not_numbers_are_reported() -> None:
+    import onnx
+    from onnx import helper
+
+    model = onnx.load(MODEL)
+    output = model.graph.output[0].name
+    for node in model.graph.node:
+        node.output[:] = ["inner" if name == output else name for name in node.output]
+    model.graph.node.extend([helper.make_node("Log", ["inner"], [output])])
+    from onnxprune.config import CompressConfig
+
+    report = onnxprune.evaluate(CompressConfig(model, data=str(DATA), split=":50"))
+    assert any("the model gives scores that are not numbers" in warning for warning in report.warnings)
