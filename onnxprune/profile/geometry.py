@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 import torch
@@ -24,6 +24,7 @@ class Geometry:
     A Conv of g groups is g independent linear maps from d = C_in / g * prod(kernel) inputs, channel
     by channel, to C_out / g outputs. Gemm and MatMul are the case without kernel. A ConvTranspose is a
     Conv without strides over its input widened by zeros: neighbours come to lie ``widen`` apart.
+    ``same`` is an ``auto_pad`` whose pads follow from the input's size, which may be another at every run.
     """
 
     channel_axis: int
@@ -33,6 +34,7 @@ class Geometry:
     dilations: tuple[int, ...] = ()
     pads: tuple[tuple[int, int], ...] = ()
     widen: tuple[int, ...] = ()
+    same: Literal["", "SAME_UPPER", "SAME_LOWER"] = ""
 
     @property
     def taps(self) -> int:
@@ -51,7 +53,7 @@ class Geometry:
             picked = self._pick(source, chosen)
             return picked.reshape(-1, 1, picked.shape[-1])
         count, channels = source.shape[:2]
-        padding = [amount for pair in reversed(self.pads) for amount in pair]
+        padding = [amount for pair in reversed(self._padding(source.shape)) for amount in pair]
         padded = functional.pad(self._widened(source), padding)
         index = self._base(source.shape, padded.shape, chosen)[:, None] + self._offsets(padded.shape)[None, :]
         patches = _at(padded.reshape(count, channels, -1), index.reshape(-1))
@@ -78,7 +80,23 @@ class Geometry:
         return tuple(
             (size + sum(pad) - dilation * (kernel - 1) - 1) // stride + 1
             for size, kernel, stride, dilation, pad in zip(
-                self._widened_size(shape), self.kernel, self.strides, self.dilations, self.pads, strict=True
+                self._widened_size(shape),
+                self.kernel,
+                self.strides,
+                self.dilations,
+                self._padding(shape),
+                strict=True,
+            )
+        )
+
+    def _padding(self, shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """Zeros before and after each axis of an input of ``shape``."""
+        if not self.same:
+            return self.pads
+        return tuple(
+            _same(size, tap, stride, dilation, upper=self.same == "SAME_UPPER")
+            for size, tap, stride, dilation in zip(
+                shape[2:], self.kernel, self.strides, self.dilations, strict=True
             )
         )
 
@@ -125,8 +143,7 @@ def layer_geometry(graph: PruningGraph, layer: Layer) -> Geometry | None:
     Attention with its projection, and where a shape is unknown.
     """
     node = graph.node(layer.name)
-    shape = graph.shapes.get(layer.input)
-    if shape is None or layer.output not in graph.shapes or layer.weight not in graph.shapes:
+    if any(name not in graph.shapes for name in (layer.input, layer.output, layer.weight)):
         return None
     attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
     if has_addend(node):
@@ -135,7 +152,7 @@ def layer_geometry(graph: PruningGraph, layer: Layer) -> Geometry | None:
         if math.prod(graph.shapes[layer.bias][:-1]) != 1:
             return None
     if layer.op == "Conv":
-        return _convolution(attributes, shape, graph.shapes[layer.weight], layer.groups)
+        return _convolution(attributes, graph.shapes[layer.weight], layer.groups)
     if layer.op == "ConvTranspose":
         return _transposed(attributes, graph.shapes[layer.weight], layer.groups)
     if layer.op not in ("Einsum", "FusedMatMul", "Gemm", "MatMul"):
@@ -159,22 +176,15 @@ def _is_matmul(graph: PruningGraph, layer: Layer, text: str) -> bool:
     return read != made and equation.result == data.replace(read, made)
 
 
-def _convolution(
-    attributes: Mapping[str, Any], shape: Sequence[int], weight: Sequence[int], groups: int
-) -> Geometry:
+def _convolution(attributes: Mapping[str, Any], weight: Sequence[int], groups: int) -> Geometry:
     kernel = tuple(weight[2:])
     ones = (1,) * len(kernel)
     strides = tuple(attributes.get("strides", ones))
     dilations = tuple(attributes.get("dilations", ones))
     mode = attributes.get("auto_pad", b"NOTSET").decode()
-    if mode in ("SAME_UPPER", "SAME_LOWER"):
-        pads = tuple(
-            _same(size, tap, stride, dilation, upper=mode == "SAME_UPPER")
-            for size, tap, stride, dilation in zip(shape[2:], kernel, strides, dilations, strict=True)
-        )
-    else:
-        pads = _stated_pads(attributes, mode, len(kernel))
-    return Geometry(1, groups, kernel, strides, dilations, pads)
+    if mode == "SAME_UPPER" or mode == "SAME_LOWER":
+        return Geometry(1, groups, kernel, strides, dilations, same=mode)
+    return Geometry(1, groups, kernel, strides, dilations, _stated_pads(attributes, mode, len(kernel)))
 
 
 def _transposed(attributes: Mapping[str, Any], weight: Sequence[int], groups: int) -> Geometry | None:

@@ -14,14 +14,15 @@ from onnxprune.graph.structure import Layer, PruningGraph
 from onnxprune.graph.weights import Constants, read_bias, read_matrix, write_matrix
 from onnxprune.profile.geometry import choose_positions, layer_geometry
 from tests.model_builder import Builder
-from tests.plain import finished, samples, tap
+from tests.plain import Array, finished, samples, tap
 
 
-def check(graph: PruningGraph, layer: Layer, count: int = 2) -> None:
+def check(graph: PruningGraph, layer: Layer, count: int = 2, inputs: Array | None = None) -> None:
     """All rows of the layer, or some, give its output; writing the matrix that was read changes nothing."""
     geometry = layer_geometry(graph, layer)
     assert geometry is not None
-    found = tap(graph, samples(graph, count), [layer.input, layer.output])
+    given = samples(graph, count) if inputs is None else inputs
+    found = tap(graph, given, [layer.input, layer.output])
     source, output = torch.from_numpy(found[layer.input]), torch.from_numpy(found[layer.output])
     constants = Constants(graph.model)
     matrix = torch.from_numpy(read_matrix(constants, layer))
@@ -91,6 +92,20 @@ def test_convolution(form: str) -> None:
 @pytest.mark.parametrize("stride", (1, 2, 3))
 def test_same_padding(mode: str, size: int, stride: int) -> None:
     check(*one_layer(convolution("Conv", 2, (size, size), (3, 2, 4, 3), auto_pad=mode, strides=[stride] * 2)))
+
+
+@pytest.mark.parametrize("size", (6, 7, 8, 9))
+def test_same_padding_follows_the_size_of_each_input(size: int) -> None:
+    """It once was that of the size which analysis had guessed, and recovery was fitted to shifted patches."""
+    b = Builder()
+    build = convolution("Conv", 2, (8, 8), (3, 2, 3, 3), auto_pad="SAME_UPPER", strides=[2, 2])
+    model = finished(b, build(b))
+    for value in (*model.graph.input, *model.graph.output):
+        for axis in (2, 3):
+            value.type.tensor_type.shape.dim[axis].dim_param = f"size{axis}"
+    graph = analyze_graph(model)
+    given = np.random.default_rng(size).standard_normal((2, 2, size, size)).astype(np.float32)
+    check(graph, graph.layers[0], inputs=given)
 
 
 def test_same_padding_with_a_stride_above_the_kernel() -> None:
