@@ -122,7 +122,8 @@ def test_a_look_is_better_by_agreement_and_within_its_error_by_divergence() -> N
         return Check(1, 0.1, 1.0, 1e-3, agreement, kl, 400)
 
     start = look(90.0, 0.5)  # its standard error is 1.5 points
-    assert look(92.0, 0.9).beats(start, start)
+    assert look(92.0, 0.5).beats(start, start)
+    assert not look(92.0, 0.6).beats(start, start)
     assert not look(91.0, 0.6).beats(start, start)
     assert look(90.0, 0.4).beats(start, start)
     assert not look(89.5, 0.1).beats(start, start)

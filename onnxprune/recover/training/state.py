@@ -36,11 +36,11 @@ class Check:
         """Whether this look is better than ``other``, neither being worse than ``start``.
 
         More agreement is, by more than its standard error sqrt(p (1 - p) / n); within that error, which
-        is a few samples, less divergence is. Never, where it agrees less than the start.
+        is a few samples, less divergence is. Never, where it agrees less than the start, or diverges more.
         """
         share = other.agreement / 100.0
         error = 100.0 * math.sqrt(share * (1.0 - share) / self.samples)
-        if self.agreement < start.agreement:
+        if self.agreement < start.agreement or self.kl > start.kl:
             return False
         if self.agreement > other.agreement + error:
             return True
