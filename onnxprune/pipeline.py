@@ -29,6 +29,7 @@ from onnxprune.graph.rewrite import rewrite
 from onnxprune.graph.structure import Group, PruningGraph
 from onnxprune.io.load import LoadedModel, load
 from onnxprune.io.save import model_bytes, save
+from onnxprune.io.share import united
 from onnxprune.io.text import save_text
 from onnxprune.profile.benchmark import benchmark
 from onnxprune.profile.cost import CostModel, count
@@ -358,7 +359,7 @@ class _Run:
         settings = FinetuneSettings(epochs=config.epochs, time_limit_s=config.time_limit, lr=config.lr)
         with self.clock("fine-tune"):
             return finetune(
-                self.graph.model, model, self.data.training.in_memory(), settings,
+                self.graph.model, united(model), self.data.training.in_memory(), settings,
                 joins=residual_joins(self.graph, plan), checkpoint=config.checkpoint,
                 provider=config.provider, threads=config.threads, seed=config.seed, progress=self.progress,
             )  # fmt: skip

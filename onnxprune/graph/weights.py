@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,13 @@ class Constants:
     A constant that is stored quantized is read as what it stands for, and written on the same scale.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        """Index the constants of ``model``; `write` changes this model."""
+    def __init__(self, model: onnx.ModelProto, tied: Collection[str] = ()) -> None:
+        """Index the constants of ``model``; `write` changes this model.
+
+        ``tied`` names initializers that are stored as one with others, as long as nobody writes to them.
+        """
         self.model = model
+        self._tied = tied
         self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
         self._stored = stored_constants(model.graph)
         self._nodes = {node.name: node for node in model.graph.node}
@@ -43,6 +48,12 @@ class Constants:
             return name in self._tensors
         source = self._stored[name].input[0]
         return source in self._stored or np.issubdtype(self.read(source).dtype, np.integer)
+
+    def tied(self, name: str) -> bool:
+        """Whether writing the constant would store it apart from others that it is one with."""
+        while name in self._stored:
+            name = self._stored[name].input[0]
+        return name in self._tied
 
     def quantized(self, name: str) -> bool:
         """Whether the constant is stored quantized."""
@@ -66,9 +77,7 @@ class Constants:
             source = node.input[0]
             keeps = node.op_type == "QuantizeLinear" or source in self._stored
             return self.write(source, value if keeps else self._levels(node, value))
-        tensor = self._tensors[name]
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value.astype(dtype)), name))
+        replace_values(self._tensors[name], value)
 
     def rounded(self, name: str, value: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """What `read` would give after `write`, for a constant that is stored quantized."""
@@ -190,6 +199,15 @@ def read_bias(constants: Constants, layer: Layer, channels: int) -> FloatArray:
     return np.broadcast_to(bias.reshape(-1), (channels,)).copy()
 
 
+def replace_values(tensor: onnx.TensorProto, value: npt.NDArray[Any]) -> None:
+    """Store ``value`` in a tensor's own type; its name and what is noted beside it stay."""
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    stored = numpy_helper.from_array(np.ascontiguousarray(value.astype(dtype)), tensor.name)
+    stored.doc_string = tensor.doc_string
+    stored.metadata_props.extend(tensor.metadata_props)
+    tensor.CopyFrom(stored)
+
+
 def can_shift(constants: Constants, layer: Layer, affine: Affine, *, new_bias: bool = True) -> bool:
     """Whether a constant can be added to the layer's output channels; see `add_shift`.
 
@@ -199,11 +217,12 @@ def can_shift(constants: Constants, layer: Layer, affine: Affine, *, new_bias: b
     if has_addend(node):
         name = node.input[2]
         shape = constants.read(name).shape if name in constants else ()
-        grows = math.prod(shape) < len(layer.out_units)
+        grows = math.prod(shape) < len(layer.out_units) or constants.tied(name)
         single = constants.writable(name) and math.prod(shape[:-1]) == 1
         return single and _beta(node) != 0 and (new_bias or not grows)
-    if _shift_place(constants, affine) is not None:
-        return True
+    place = _shift_place(constants, affine)
+    if place is not None:
+        return new_bias or not constants.tied(place[0])
     # A float beside quantized weights would keep runtimes from computing the layer in integers.
     can_grow = new_bias and not constants.quantized(layer.weight)
     return can_grow and layer.op in _BIASED and _beta(node) != 0

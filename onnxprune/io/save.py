@@ -15,8 +15,7 @@ from onnx import TensorProto
 
 from onnxprune.errors import UsageError
 from onnxprune.io import limits, wire
-from onnxprune.io.share import rename_inputs, shared_initializers
-from onnxprune.io.validate import without_initializers
+from onnxprune.io.share import shared_parts
 
 _ALIGNMENT = 4096  # bytes; lets a runtime map each weight straight from the file
 _SMALL = 1024  # bytes; smaller tensors stay in the model file
@@ -85,21 +84,6 @@ def _check_targets(targets: list[Path], overwrite: bool, protected: list[Path]) 
             raise UsageError(f"{target} exists and is not a file", hint="choose another output path with -o")
         if not overwrite:
             raise UsageError(f"{target} exists", hint="choose another path, or overwrite it with --force")
-
-
-def shared_parts(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[TensorProto]]:
-    """``model`` without initializers, and those it needs where clones that are still equal are one.
-
-    The initializers are the model's own messages, so nothing that grows with the weights is copied.
-    """
-    shell, names = without_initializers(model), shared_initializers(model)
-    for value in model.graph.output:  # an initializer that is itself an output can't be renamed
-        names.pop(value.name, None)
-    if names:
-        del shell.graph.value_info[:]
-        shell.graph.value_info.extend(v for v in model.graph.value_info if v.name not in names)
-        rename_inputs(list(shell.graph.node), names)
-    return shell, [tensor for tensor in model.graph.initializer if tensor.name not in names]
 
 
 def model_bytes(model: onnx.ModelProto, target: Path | None = None, *, external_data: bool = False) -> int:

@@ -8,6 +8,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxprune.graph.prepare import initializer_origin
+from onnxprune.io.validate import without_initializers
 
 
 def shared_initializers(model: onnx.ModelProto) -> dict[str, str]:
@@ -31,6 +32,34 @@ def shared_initializers(model: onnx.ModelProto) -> dict[str, str]:
             else:
                 stands_for[tensor.name] = twin.name
     return stands_for
+
+
+def tied_initializers(model: onnx.ModelProto) -> frozenset[str]:
+    """Initializers that will be one tensor with others when the model is saved."""
+    stands_for = shared_initializers(model)
+    return frozenset(stands_for) | frozenset(stands_for.values())
+
+
+def shared_parts(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
+    """``model`` without initializers, and those it needs where clones that are still equal are one.
+
+    The initializers are the model's own messages, so nothing that grows with the weights is copied.
+    """
+    shell, names = without_initializers(model), shared_initializers(model)
+    for value in model.graph.output:  # an initializer that is itself an output can't be renamed
+        names.pop(value.name, None)
+    if names:
+        del shell.graph.value_info[:]
+        shell.graph.value_info.extend(v for v in model.graph.value_info if v.name not in names)
+        rename_inputs(list(shell.graph.node), names)
+    return shell, [tensor for tensor in model.graph.initializer if tensor.name not in names]
+
+
+def united(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model`` as it will be saved: clones that are still equal are one initializer."""
+    result, initializers = shared_parts(model)
+    result.graph.initializer.extend(initializers)
+    return result
 
 
 def rename_inputs(nodes: list[onnx.NodeProto], names: Mapping[str, str]) -> None:

@@ -21,6 +21,7 @@ from onnxprune.graph.kept import Kept
 from onnxprune.graph.plan import Plan
 from onnxprune.graph.structure import Layer, PruningGraph, ResidualBranch, removed_branches
 from onnxprune.graph.weights import Constants
+from onnxprune.io.share import tied_initializers
 from onnxprune.profile.geometry import layer_geometry
 from onnxprune.profile.session import open_session
 from onnxprune.progress import Progress, Stage
@@ -97,7 +98,8 @@ def recover(
     ends = {branch.reader: branch for branch in removed_branches(graph.residual_branches, plan.keep)}
     affected = [layer for layer in affected if layer.name in left or layer.name in ends]
     branches = find_branches(graph, plan, [layer for layer in affected if layer.name in left], targets)
-    run = _Run(graph, plan, original, changed, Constants(model), targets, branches, ends, generator, new_bias)
+    constants = Constants(model, tied_initializers(model))
+    run = _Run(graph, plan, original, changed, constants, targets, branches, ends, generator, new_bias)
     with progress.stage("recover", len(affected)) as stage:
         fits = tuple(run.fits(affected, stage))
     return Recovery(model, fits)
@@ -227,6 +229,8 @@ class _Run:
                 return f"a {layer.op} of this form is not fitted"
             if not self.constants.writable(layer.weight):
                 return "its weights are packed below a byte"
+            if self.constants.tied(layer.weight):
+                return "its weights are shared with another layer"
             problem = Problem.of(
                 layer, geometry, self.targets.of(layer), self.plan, self.constants, new_bias=self.new_bias
             )

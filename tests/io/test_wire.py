@@ -11,7 +11,7 @@ import onnx
 import pytest
 from google.protobuf.message import DecodeError
 
-from onnxprune.io.save import shared_parts
+from onnxprune.io.share import shared_parts
 from onnxprune.io.wire import encoded_size, read_model, write_model
 from tests.model_builder import Builder
 

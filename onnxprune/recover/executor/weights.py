@@ -12,6 +12,7 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
 from onnxprune.errors import ModelError
+from onnxprune.graph.weights import replace_values
 from onnxprune.recover.executor.ops.shape import FLOATING
 
 _LAYERS: Final[Mapping[str, tuple[int, ...]]] = {
@@ -74,9 +75,7 @@ def write_tensor(tensor: TensorProto, value: Tensor) -> None:
     after = value.detach().cpu().contiguous().numpy().astype(before.dtype)
     if after.tobytes() == np.ascontiguousarray(before).tobytes():
         return
-    name, doc = tensor.name, tensor.doc_string
-    tensor.CopyFrom(numpy_helper.from_array(after, name))
-    tensor.doc_string = doc
+    replace_values(tensor, after)
 
 
 def trainable_weights(model: onnx.ModelProto) -> tuple[str, ...]:
