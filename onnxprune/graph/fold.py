@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,10 @@ _LONGEST = 64
 """Most elements of an integer vector that is taken for shape arithmetic."""
 
 _HALF = ("float16", "bfloat16")
+
+_BROADCASTING = frozenset(
+    ["Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "And", "Or", "Equal", "Greater", "Less"]
+)
 
 _INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
 
@@ -46,12 +50,14 @@ def fold_constants(model: onnx.ModelProto) -> None:
     Shape arithmetic that only a dynamic batch keeps from being constant is replaced where it ends
     in a Reshape or an Expand: the target becomes a constant that copies or infers the batch.
     """
+    given = {tensor.name for tensor in model.graph.initializer}
     before = -1
     while before != len(model.graph.initializer):
         before = len(model.graph.initializer)
         shapes = infer_symbolic(model)
         _fold_once(model, shapes)
     remove_dead(model.graph)
+    _narrow(model.graph, given, shapes)
 
 
 def standard_opset(model: onnx.ModelProto) -> int:
@@ -95,6 +101,44 @@ def remove_dead(graph: onnx.GraphProto) -> None:
     for index in reversed(range(len(graph.initializer))):
         if graph.initializer[index].name not in needed:
             del graph.initializer[index]
+
+
+def _narrow(graph: onnx.GraphProto, given: Collection[str], shapes: Mapping[str, tuple[Dim, ...]]) -> None:
+    """Undo what an Expand or a Tile of a small constant came to, where its readers broadcast anyway."""
+    for tensor in graph.initializer:
+        if tensor.name in given or len(tensor.dims) < 2:
+            continue
+        value = numpy_helper.to_array(tensor)
+        firsts = {axis: value.take([0], axis) for axis, size in enumerate(value.shape) if size > 1}
+        repeated = [axis for axis, first in firsts.items() if (value == first).all()]
+        others = _broadcast_against(graph, tensor.name) if repeated else None
+        if others is None:
+            continue
+        beside = [shapes.get(name, ()) for name in others]
+        for axis in repeated:
+            if all(len(shape) == value.ndim and shape[axis] == value.shape[axis] for shape in beside):
+                value = value.take([0], axis)
+        if value.size < np.prod(tensor.dims):
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), tensor.name))
+
+
+def _broadcast_against(graph: onnx.GraphProto, name: str) -> list[str] | None:
+    """What the tensor meets in ops of two operands that broadcast, or None where it is read elsewhere too."""
+    others: list[str] = []
+    if any(value.name == name for value in graph.output):
+        return None
+    for node in graph.node:
+        if name in captured(node):
+            return None
+        if name in node.input:
+            if (
+                node.op_type not in _BROADCASTING
+                or node.domain not in ("", "ai.onnx")
+                or len(node.input) != 2
+            ):
+                return None
+            others.append(node.input[1 - list(node.input).index(name)])
+    return None if name in others else others
 
 
 def _fold_once(model: onnx.ModelProto, shapes: Mapping[str, tuple[Dim, ...]]) -> None:

@@ -200,3 +200,14 @@ def test_an_empty_result_keeps_its_channels() -> None:
     flat = b.node("Reshape", [joined, b.ints([1, 0])], allowzero=1)
     graph = exact(b.model(b.conv(x, 3), b.shaped(flat, 1, 0)))
     assert units_at(graph, x).max() == -1 and "its output is empty" in reasons(graph)
+
+
+@pytest.mark.parametrize("op", ["Expand", "Tile"])
+def test_a_small_constant_that_is_spread_over_a_map_stays_small(op: str) -> None:
+    """Folded into a stored map it once made the smaller file the larger one."""
+    b, x = start(8, size=32)
+    counts = [1, 8, 32, 32] if op == "Expand" else [1, 1, 32, 32]
+    x = b.like("Add", x, b.node(op, [b.weight(1, 8, 1, 1), b.constant(np.array(counts))]))
+    graph = exact(finish(b, b.relu(x)))
+    assert (units_at(graph, x) >= 0).all()
+    assert max(int(np.prod(tensor.dims)) for tensor in graph.model.graph.initializer) < 8 * 32 * 32
