@@ -31,6 +31,7 @@ from onnxprune.io.load import LoadedModel, load
 from onnxprune.io.save import model_bytes, save
 from onnxprune.io.share import united
 from onnxprune.io.text import save_text
+from onnxprune.io.validate import check_numbers
 from onnxprune.profile.benchmark import benchmark
 from onnxprune.profile.cost import CostModel, count
 from onnxprune.profile.features import collect_features
@@ -159,6 +160,7 @@ def compress(
         graph = analysis.analyze_graph(source.model, in_place=source.owned)
         # It computes what the file does; from here on it stands for the original, held once.
         source = replace(source, model=graph.model)
+        check_numbers(graph.model)
     with clock("data"):
         data = open_calibration(source.model, config, progress)
     if data.samples.preprocess is not None:  # before any budget is counted: it takes bytes

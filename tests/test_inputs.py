@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import onnxprune
-from onnxprune.errors import DataError, UsageError
+from onnxprune.errors import DataError, ModelError, UsageError
 from onnxprune_cli.main import run
 
 SAMPLE = Path(__file__).resolve().parent.parent / "samples" / "quickstart"
@@ -126,3 +126,15 @@ def test_scores_that_are_not_numbers_are_reported() -> None:
 
     report = onnxprune.evaluate(CompressConfig(model, data=str(DATA), split=":50"))
     assert any("the model gives scores that are not numbers" in warning for warning in report.warnings)
+
+
+def test_a_weight_that_is_no_number_is_named() -> None:
+    import onnx
+
+    model = onnx.load(MODEL)
+    tensor = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+    value = onnx.numpy_helper.to_array(tensor).copy()
+    value[0, 0, 0, 0] = np.nan
+    tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+    with pytest.raises(ModelError, match=tensor.name):
+        onnxprune.compress(model, data=str(DATA), macs=0.5)

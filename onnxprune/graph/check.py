@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.errors import ModelError, OnnxPruneError, VerificationError
 from onnxprune.graph.edits import attribute
 from onnxprune.graph.equation import parse_equation
+from onnxprune.graph.fold import RANDOM
 from onnxprune.graph.fused import DOMAIN, contraction, factor_axes
 from onnxprune.graph.inference import infer_types
 from onnxprune.graph.kept import Kept
@@ -84,6 +85,12 @@ def verify(
     1e-5, more in half precision. VerificationError above it; ModelError if onnxruntime can't run the
     original.
     """
+    random = next((node for node in graph.model.graph.node if _is_random(graph.model, node)), None)
+    if random is not None:
+        raise ModelError(
+            f"node {random.name!r} ({random.op_type}) draws random numbers, so there is nothing to compare",
+            hint="leave out --verify, or export the model for inference",
+        )
     if tolerance is None:
         half = any(tensor.data_type in _HALF for tensor in graph.model.graph.initializer)
         tolerance = _HALF_TOLERANCE if half else TOLERANCE
@@ -166,6 +173,16 @@ def _add_mask(graph: onnx.GraphProto, kept: Kept, name: str, axis: int, kind: in
     graph.initializer.append(numpy_helper.from_array(values, f"{base}_mask"))
     graph.node.append(helper.make_node("Mul", [name, f"{base}_mask"], [base], name=base))
     return base
+
+
+def _is_random(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
+    """Whether the node gives other values at every run."""
+    if node.op_type != "Dropout":
+        return node.op_type in RANDOM
+    if len(node.input) < 3 or not node.input[2]:
+        return False
+    training = next((t for t in model.graph.initializer if t.name == node.input[2]), None)
+    return training is None or bool(numpy_helper.to_array(training).any())
 
 
 def _session(model: onnx.ModelProto, kind: type[OnnxPruneError], message: str) -> ort.InferenceSession:

@@ -28,20 +28,13 @@ _BROADCASTING = frozenset(
 
 _INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
 
-# Folding these away would change what the model is: random numbers, and the quantisation it states.
-_KEPT = frozenset(
-    [
-        "Bernoulli",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "Multinomial",
-        "QuantizeLinear",
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
-    ]
+RANDOM = frozenset(
+    ["Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"]
 )
+"""Ops that draw anew at every run."""
+
+# Folding these away would change what the model is: random numbers, and the quantisation it states.
+_KEPT = RANDOM | {"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"}
 
 
 def fold_constants(model: onnx.ModelProto) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import onnx
+from onnx import inliner
 
 from onnxprune.errors import ModelError
 from onnxprune.graph.fold import captured, fold_constants, remove_dead, unique_name
@@ -12,6 +13,7 @@ from onnxprune.graph.fused import check_inputs
 from onnxprune.graph.sequences import split_sequences
 from onnxprune.graph.stored import fold_transposes, separate_stored
 from onnxprune.graph.unfuse import unfuse
+from onnxprune.io.validate import without_initializers
 
 _CLONE = "::"
 
@@ -38,6 +40,8 @@ def prepare(model: onnx.ModelProto, *, in_place: bool = False) -> onnx.ModelProt
         raise ModelError("the model has no nodes", hint="give the ONNX file of a trained network")
     del graph.value_info[:]
     _check_order(graph)
+    _inline_functions(result)
+    _trim_outputs(graph)
     if result.ir_version < 4:
         _unlist_initializers(graph)
         result.ir_version = 4
@@ -49,6 +53,28 @@ def prepare(model: onnx.ModelProto, *, in_place: bool = False) -> onnx.ModelProt
     _separate_constants(graph)
     remove_dead(graph)
     return result
+
+
+def _inline_functions(model: onnx.ModelProto) -> None:
+    """Put the bodies of the model's own functions in place of their calls; weights are not touched."""
+    if not model.functions:
+        return
+    shell = without_initializers(model)
+    # As inputs, the initializers' names are still taken.
+    shell.graph.input.extend(onnx.ValueInfoProto(name=tensor.name) for tensor in model.graph.initializer)
+    flat = inliner.inline_local_functions(shell)
+    del model.graph.node[:]
+    model.graph.node.extend(flat.graph.node)
+    del model.opset_import[:]
+    model.opset_import.extend(flat.opset_import)
+    del model.functions[:]
+
+
+def _trim_outputs(graph: onnx.GraphProto) -> None:
+    """Leave out optional outputs at the end that have no name, on which onnxruntime has crashed."""
+    for node in graph.node:
+        while len(node.output) > 1 and not node.output[-1]:
+            node.output.pop()
 
 
 def initializer_origin(name: str, names: Collection[str]) -> str:

@@ -16,6 +16,17 @@ _GUESSES = (224, 299, 256, 128, 64, 32, 16)
 """Sizes tried for dynamic axes other than the batch; image sizes and sequence lengths alike."""
 
 
+def stated_batch(model: onnx.ModelProto) -> int:
+    """The batch size that all inputs and outputs of a model state, or 1 where it is free or they differ."""
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    values = [value for value in model.graph.input if value.name not in initializers]
+    sizes = {
+        value.type.tensor_type.shape.dim[0].dim_value if value.type.tensor_type.shape.dim else 0
+        for value in (*values, *model.graph.output)
+    }
+    return max(1, sizes.pop()) if len(sizes) == 1 else 1
+
+
 def infer_concrete(
     model: onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | None = None
 ) -> dict[str, tuple[int, ...]]:

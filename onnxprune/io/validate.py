@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnx.checker
 import onnx.shape_inference
+from onnx import TensorProto, numpy_helper
 
 from onnxprune.errors import ModelError
 from onnxprune.graph.shapes import skeleton
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def check_model(model: onnx.ModelProto, *, full: bool = False) -> None:
@@ -24,6 +28,19 @@ def check_model(model: onnx.ModelProto, *, full: bool = False) -> None:
             f"the model is not valid ONNX: {shorten(error)}",
             hint="export it again, or repair it with the tool that wrote it",
         ) from error
+
+
+def check_numbers(model: onnx.ModelProto) -> None:
+    """ModelError where a weight is NaN: nothing that is computed from it means anything."""
+    for tensor in model.graph.initializer:
+        if tensor.data_type not in _FLOATS or 0 in tensor.dims:
+            continue
+        # The smallest of numbers with a NaN among them is NaN, without an array of flags.
+        if np.isnan(np.float64(numpy_helper.to_array(tensor).min())):
+            raise ModelError(
+                f"the weight '{tensor.name}' holds values that are not numbers (NaN)",
+                hint="export the model again; its training may have diverged",
+            )
 
 
 def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -17,10 +17,11 @@ from onnx import TensorProto, numpy_helper
 from onnxprune.errors import ModelError
 from onnxprune.graph.edits import Array, attribute
 from onnxprune.graph.equation import parse_equation
+from onnxprune.graph.fold import subgraphs
 from onnxprune.graph.fused import DOMAIN, contraction, factor_axes
 from onnxprune.graph.plan import kept_indices
 from onnxprune.graph.prepare import initializer_origin, prepare
-from onnxprune.graph.shapes import infer_concrete, skeleton
+from onnxprune.graph.shapes import infer_concrete, skeleton, stated_batch
 from onnxprune.graph.stored import is_quantizer, stored_constants
 from onnxprune.graph.structure import BoolArray, IntArray, PruningGraph, ResidualBranch, removed_branches
 from onnxprune.io.share import equal_values, shared_initializers
@@ -65,6 +66,22 @@ def count(model: onnx.ModelProto) -> Cost:
     return Cost(_count_macs(model), _count_params(model))
 
 
+def uncounted_bodies(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the If, Loop and Scan nodes whose bodies hold contractions, which `count` leaves out."""
+
+    def contracts(graph: onnx.GraphProto) -> bool:
+        return any(
+            contraction(node) in _CONTRACTIONS or any(contracts(body) for body in subgraphs(node))
+            for node in graph.node
+        )
+
+    return tuple(
+        node.name or node.output[0]
+        for node in model.graph.node
+        if any(contracts(body) for body in subgraphs(node))
+    )
+
+
 class CostModel:
     """Cost of a graph under any mask of kept units; made by `CostModel.of`.
 
@@ -73,11 +90,18 @@ class CostModel:
     """
 
     def __init__(
-        self, unit_count: int, macs: Products, params: Products, clones: _Clones, removals: _Removals
+        self,
+        unit_count: int,
+        macs: Products,
+        params: Products,
+        clones: _Clones,
+        removals: _Removals,
+        batch: int,
     ) -> None:
-        """Take prepared products; see `CostModel.of`."""
+        """Take prepared products, for ``batch`` samples; see `CostModel.of`."""
         self.unit_count = unit_count
         self._macs, self._params, self._clones, self._removals = macs, params, clones, removals
+        self._batch = batch
 
     @classmethod
     def of(cls, graph: PruningGraph) -> CostModel:
@@ -94,11 +118,12 @@ class CostModel:
                 counted.append(tensor.name)
                 sizes = [(tensor.name, axis, int(dim)) for axis, dim in enumerate(tensor.dims)]
                 params.add(readers.get(tensor.name, ""), "", sizes)
-        return cls(graph.unit_count, macs.build(), params.build(), clones, _Removals.of(graph, counted))
+        removals, batch = _Removals.of(graph, counted), stated_batch(graph.model)
+        return cls(graph.unit_count, macs.build(), params.build(), clones, removals, batch)
 
     def macs(self, keep: BoolArray) -> int:
         """Multiply-accumulates at batch 1 when the units in ``keep`` (unit_count,) stay."""
-        return int(self._macs.values(keep).sum())
+        return int(self._macs.values(keep).sum()) // self._batch
 
     def params(self, keep: BoolArray) -> int:
         """Parameters when the units in ``keep`` (unit_count,) stay."""
@@ -113,7 +138,7 @@ class CostModel:
         layer the true saving is less by the product of the two (second order). Units that are
         already gone have what putting them back would cost.
         """
-        return self._macs.gradient(keep)
+        return self._macs.gradient(keep) / self._batch
 
     def marginal_params(self, keep: BoolArray) -> FloatArray:
         """What removing one unit of ``keep`` saves in parameters: (unit_count,), the derivative.
@@ -131,7 +156,7 @@ class CostModel:
         for reader, value in zip(self._params.names, values, strict=True):
             params[reader] = params.get(reader, 0) + int(value)
         return tuple(
-            LayerCost(name, op, int(value), params.get(name, 0))
+            LayerCost(name, op, int(value) // self._batch, params.get(name, 0))
             for name, op, value in zip(self._macs.names, self._macs.ops, self._macs.values(keep), strict=True)
         )
 
@@ -313,12 +338,13 @@ def _sized(
 
 
 def _count_macs(model: onnx.ModelProto) -> int:
-    try:
-        return _macs_of(model, infer_concrete(model))
-    except ModelError:
-        # What inference can't follow (computed shapes) may come out once constants are folded.
-        folded = prepare(skeleton(model), in_place=True)
-        return _macs_of(folded, infer_concrete(folded))
+    if not model.functions:
+        try:
+            return _macs_of(model, infer_concrete(model))
+        except ModelError:
+            pass  # what inference can't follow (computed shapes) may come out once constants are folded
+    folded = prepare(skeleton(model), in_place=True)
+    return _macs_of(folded, infer_concrete(folded))
 
 
 def _macs_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> int:
@@ -327,7 +353,7 @@ def _macs_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> int
         factors = _macs_factors(node, shapes)
         if factors is not None:
             total += math.prod(size for _, _, size in _sized(factors, shapes))
-    return total
+    return total // stated_batch(model)
 
 
 def _count_params(model: onnx.ModelProto) -> int:

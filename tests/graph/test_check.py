@@ -157,3 +157,17 @@ def test_relative_error(wanted: list[float], found: list[float], error: float) -
 def test_integer_outputs_must_be_equal() -> None:
     assert relative_error(np.array([1, 2]), np.array([1, 2])) == 0
     assert relative_error(np.array([1, 2]), np.array([1, 3])) == np.inf
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_that_draws_random_numbers_cannot_be_compared(training: bool) -> None:
+    b = Builder(opset=13)
+    x = b.relu(b.conv(b.input((1, 2, 4, 4)), 4, 3))
+    x = b.like("Dropout", x, b.constant(np.float32(0.5)), b.constant(np.bool_(training)))
+    graph = analyze_graph(b.model(b.conv(x, 3, 3)))
+    plan = keep_all(graph)
+    if not training:
+        assert verify(graph, plan, rewrite(graph, plan)) == 0.0
+        return
+    with pytest.raises(ModelError, match="draws random numbers"):
+        verify(graph, plan, rewrite(graph, plan))

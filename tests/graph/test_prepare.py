@@ -268,3 +268,10 @@ def test_fused_ops_are_refused_without_an_input(op: str, needed: tuple[int, ...]
     node = helper.make_node(op, ["x"] * (needed[-1] + 1), [], domain="com.microsoft", name="n")
     with pytest.raises(ModelError, match="'n' lacks its output"):
         prepare(graph_of([node], {}))
+
+
+def test_outputs_without_a_name_at_the_end_are_left_out() -> None:
+    parts = {name: np.ones(4, np.float32) for name in ("s", "b", "m", "v")}
+    node = helper.make_node("BatchNormalization", ["x", "s", "b", "m", "v"], ["y", "", "", "", ""])
+    prepared = prepare(graph_of([node], parts, opset=8))
+    assert list(prepared.graph.node[0].output) == ["y"]

@@ -9,10 +9,11 @@ from onnx import numpy_helper
 
 from onnxprune.errors import ModelError
 from onnxprune.graph.analysis import analyze_graph
+from onnxprune.graph.check import verify
 from onnxprune.graph.plan import keep_all
 from onnxprune.graph.rewrite import rewrite
 from onnxprune.io.save import save
-from onnxprune.profile.cost import Cost, CostModel, count
+from onnxprune.profile.cost import Cost, CostModel, count, uncounted_bodies
 from tests.model_builder import Builder
 from tests.strategies import random_plan
 
@@ -51,11 +52,11 @@ def test_matmul_of_a_weight_and_of_two_activations() -> None:
     assert count(b.model(scores)) == Cost(2 * 5 * 4 * 6 + 5 * 5 * 4, 2 * 24)
 
 
-def test_a_fixed_batch_counts_as_it_is_and_a_free_one_as_1() -> None:
+def test_counts_are_those_of_one_sample() -> None:
     free, fixed = Builder(), Builder()
     a = free.model(free.gemm(free.input((3, 7), dynamic=True), 4))
     b = fixed.model(fixed.gemm(fixed.input((3, 7)), 4))
-    assert (count(a).macs, count(b).macs) == (28, 3 * 28)
+    assert (count(a).macs, count(b).macs) == (28, 28)
 
 
 def test_parameters_are_floating_have_an_axis_and_are_counted_once() -> None:
@@ -156,3 +157,68 @@ def test_a_saved_file_counts_the_same(tmp_path: object, residual_net: Builder) -
     pruned = rewrite(graph, plan)
     path = save(pruned, f"{tmp_path}/small.onnx")[0]
     assert count(onnx.load(path)) == count(pruned)
+
+
+def test_a_stated_batch_is_counted_once() -> None:
+    def net(batch: int) -> onnx.ModelProto:
+        b = Builder()
+        x = b.relu(b.conv(b.input((batch, 3, 8, 8)), 6, 3))
+        return b.model(b.gemm(b.flatten(b.global_pool(b.conv(x, 5, 3, stride=2))), 4))
+
+    one, eight = net(1), net(8)
+    assert count(eight) == count(one)
+    graphs = analyze_graph(one), analyze_graph(eight)
+    models = [CostModel.of(graph) for graph in graphs]
+    keep = random_plan(graphs[0], 1, share=0.5).keep
+    assert models[0].macs(keep) == models[1].macs(keep)
+    assert [layer.macs for layer in models[0].by_layer(keep)] == [
+        layer.macs for layer in models[1].by_layer(keep)
+    ]
+    assert np.allclose(models[0].marginal_macs(keep), models[1].marginal_macs(keep))
+
+
+def with_function() -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """A net whose second Conv is inside a function of its own, and the same net without the function."""
+    b = Builder(opset=17)
+    x = b.relu(b.conv(b.input((1, 3, 8, 8)), 6, 3))
+    plain = b.model(b.conv(b.relu(b.conv(x, 5, 3)), 4, 1))
+    model = onnx.ModelProto()
+    model.CopyFrom(plain)
+    node = model.graph.node[2]
+    body = onnx.helper.make_node("Conv", ["a", "b", "c"], ["d"])
+    body.attribute.extend(node.attribute)
+    opset = [onnx.helper.make_opsetid("", 17)]
+    model.functions.append(onnx.helper.make_function("own", "Layer", ["a", "b", "c"], ["d"], [body], opset))
+    node.op_type, node.domain = "Layer", "own"
+    del node.attribute[:]
+    model.opset_import.append(onnx.helper.make_opsetid("own", 1))
+    onnx.checker.check_model(model)
+    return plain, model
+
+
+def test_what_functions_of_the_model_do_is_counted_and_pruned() -> None:
+    plain, model = with_function()
+    assert count(model) == count(plain)
+    graph = analyze_graph(model)
+    assert [len(group.units) for group in graph.groups] == [6, 5]
+    plan = random_plan(graph, 0, share=0.5)
+    pruned = rewrite(graph, plan)
+    verify(graph, plan, pruned)
+    assert not pruned.functions and len(model.functions) == 1
+    assert count(pruned) == Cost(CostModel.of(graph).macs(plan.keep), CostModel.of(graph).params(plan.keep))
+
+
+def test_bodies_that_are_not_counted_are_named() -> None:
+    b = Builder()
+    x = b.relu(b.conv(b.input((1, 3, 8, 8)), 6, 3))
+    b.shapes["y"] = b.shapes[x]
+    weight = onnx.numpy_helper.from_array(np.ones((6, 6, 1, 1), np.float32), "inner_w")
+    value = onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, None)
+    node = onnx.helper.make_node("Conv", [x, "inner_w"], ["z"])
+    then = onnx.helper.make_graph([node], "then", [], [value], [weight])
+    other = onnx.helper.make_graph([onnx.helper.make_node("Identity", [x], ["z"])], "else", [], [value])
+    b.nodes.append(
+        onnx.helper.make_node("If", ["flag"], ["y"], name="choice", then_branch=then, else_branch=other)
+    )
+    b.inputs.append(onnx.helper.make_tensor_value_info("flag", onnx.TensorProto.BOOL, []))
+    assert uncounted_bodies(b.model("y")) == ("choice",)
