@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,12 +39,18 @@ _SECOND_RUNS = 200
 
 @dataclass(frozen=True)
 class Original:
-    """What budgets are relative to, and how the result will be stored: see `model_bytes`."""
+    """What budgets are relative to, and how the result is counted and stored (see `model_bytes`)."""
 
     cost: Cost
     bytes: int
     external_data: bool = False
     target: Path | None = None
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None
+    """The data's, where the model leaves sizes free."""
+
+    def count(self, model: onnx.ModelProto) -> Cost:
+        """The cost of ``model`` at the size of the data."""
+        return count(model, self.input_shapes)
 
     def stored(self, model: onnx.ModelProto) -> int:
         """Bytes of the files that ``model`` will take."""
@@ -90,7 +96,7 @@ def require_budgets(
 
     Everything is counted on the model itself, whoever made the plan.
     """
-    cost = count(model)
+    cost = original.count(model)
     found = {
         "macs": (original.cost.macs, cost.macs),
         "params": (original.cost.params, cost.params),

@@ -163,6 +163,11 @@ def compress(
         check_numbers(graph.model)
     with clock("data"):
         data = open_calibration(source.model, config, progress)
+    sizes = _sizes(data)
+    if sizes is not None:  # what analysis guessed is now known
+        graph = analysis.analyze_graph(graph.model, input_shapes=sizes, in_place=True)
+        macs = count(graph.model, sizes).macs
+        original = replace(original, cost=replace(original.cost, macs=macs), input_shapes=sizes)
     if data.samples.preprocess is not None:  # before any budget is counted: it takes bytes
         record_preprocess(graph.model, data.samples.preprocess)
     run = _Run(config, source, graph, original, data, progress, clock)
@@ -407,6 +412,14 @@ def _config(
             raise UsageError("give a configuration or options, not both", hint="use dataclasses.replace")
         return config
     return CompressConfig.from_options({"model": config, **options})
+
+
+def _sizes(data: Calibration) -> dict[str, tuple[int, ...]] | None:
+    """The shape of the data's samples, where the model leaves more than the batch free."""
+    spec = data.samples.spec
+    if None not in spec.shape[1:]:
+        return None
+    return {spec.name: (spec.shape[0] or 1, *data.samples.arrays([0]).inputs.shape[1:])}
 
 
 def _groups(graph: PruningGraph, config: CompressConfig) -> list[Group]:

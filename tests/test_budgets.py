@@ -155,3 +155,21 @@ def test_a_plan_that_is_too_slow_is_measured_again_and_refused(times: list[int],
     with pytest.raises(BudgetError, match="latency 50% is not met"):
         compress(latency="50%", plan=plan)
     assert times == [goals._RUNS, goals._SECOND_RUNS]
+
+
+def test_a_model_that_leaves_sizes_free_is_counted_at_the_size_of_the_data() -> None:
+    from tests.model_builder import Builder
+
+    def net(*, free: bool) -> onnx.ModelProto:
+        b = Builder(seed=2)
+        x = b.relu(b.conv(b.input((1, 3, 20, 20), dynamic=True), 8, 3))
+        x = b.relu(b.conv(x, 8, 3, stride=2))
+        model = b.model(b.gemm(b.flatten(b.global_pool(x)), 4))
+        for axis in (2, 3) if free else ():
+            model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"size{axis}"
+        return model
+
+    data = np.random.default_rng(0).standard_normal((40, 3, 20, 20)).astype(np.float32)
+    reports = [compress(net(free=free), data=data, split=None, macs="60%").report for free in (False, True)]
+    figures = [(report.before.macs, report.before.params, report.after.macs) for report in reports]
+    assert figures[0] == figures[1]

@@ -55,15 +55,15 @@ class LayerCost:
     params: int
 
 
-def count(model: onnx.ModelProto) -> Cost:
-    """Count a model as written, by shape inference at batch 1.
+def count(model: onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Cost:
+    """Count a model as written, by shape inference at batch 1; ``input_shapes`` as for `infer_concrete`.
 
     MACs: Conv, ConvTranspose, Gemm, MatMul and Einsum (of two activations too), one
     multiply-accumulate each. Parameters: entries of floating initializers and Constants that have an
     axis (a scalar is a setting, not a weight), shared ones once. Quantized weights count where they
     are dequantized. ModelError where a shape that the count needs is unknown.
     """
-    return Cost(_count_macs(model), _count_params(model))
+    return Cost(_count_macs(model, input_shapes), _count_params(model))
 
 
 def uncounted_bodies(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -337,14 +337,14 @@ def _sized(
     return [(tensor, axis, shapes[tensor][axis]) for tensor, axes in factors for axis in axes]
 
 
-def _count_macs(model: onnx.ModelProto) -> int:
+def _count_macs(model: onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | None) -> int:
     if not model.functions:
         try:
-            return _macs_of(model, infer_concrete(model))
+            return _macs_of(model, infer_concrete(model, input_shapes))
         except ModelError:
             pass  # what inference can't follow (computed shapes) may come out once constants are folded
     folded = prepare(skeleton(model), in_place=True)
-    return _macs_of(folded, infer_concrete(folded))
+    return _macs_of(folded, infer_concrete(folded, input_shapes))
 
 
 def _macs_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> int:

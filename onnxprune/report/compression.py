@@ -14,7 +14,6 @@ from onnxprune.goals import Latencies, Original
 from onnxprune.graph.plan import Plan
 from onnxprune.graph.structure import PruningGraph
 from onnxprune.io.load import LoadedModel
-from onnxprune.profile.cost import count
 from onnxprune.recover.closed_form import LayerFit
 from onnxprune.recover.finetune import Finetuned
 from onnxprune.report.channels import odd_channels_warning
@@ -46,7 +45,7 @@ def compression_report(
     latencies: Latencies | None = None,
 ) -> CompressionReport:
     """What was done and measured; the counts are taken on ``model`` itself."""
-    cost = count(model)
+    cost = original.count(model)
     fidelity = None
     if evaluation is not None and evaluation.fidelity is not None:
         fidelity = Fidelity(evaluation.fidelity.agreement, evaluation.fidelity.kl)
