@@ -8,6 +8,7 @@ import onnx
 from onnx import inliner
 
 from onnxprune.errors import ModelError
+from onnxprune.graph.choices import settle_choices
 from onnxprune.graph.fold import captured, fold_constants, remove_dead, unique_name
 from onnxprune.graph.fused import check_inputs
 from onnxprune.graph.sequences import split_sequences
@@ -47,6 +48,8 @@ def prepare(model: onnx.ModelProto, *, in_place: bool = False) -> onnx.ModelProt
         result.ir_version = 4
     unfuse(result)
     fold_constants(result)
+    while settle_choices(result):
+        fold_constants(result)
     if split_sequences(result):
         fold_constants(result)
     _name_nodes(graph)

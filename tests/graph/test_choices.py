@@ -1,0 +1,58 @@
+"""An If that always takes one branch is that branch: the same values, and channels that can be followed."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune.graph.prepare import prepare
+from onnxprune.profile.cost import Cost, count
+from tests.graph.oracle import exact
+from tests.model_builder import Builder
+from tests.plain import run, samples
+
+
+def choosing(condition: object, *, nested: bool = False) -> onnx.ModelProto:
+    """Conv, an If between a Conv with weights of its own and nothing, and a last Conv."""
+    b = Builder(seed=1)
+    x = b.relu(b.conv(b.input((1, 3, 6, 6), dynamic=True), 6, 3))
+    weight = numpy_helper.from_array(b.random.standard_normal((5, 6, 1, 1)).astype(np.float32), "w_inner")
+    other = numpy_helper.from_array(b.random.standard_normal((5, 6, 1, 1)).astype(np.float32), "w_inner")
+    inner = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
+
+    def body(name: str, tensor: onnx.TensorProto, *more: onnx.NodeProto) -> onnx.GraphProto:
+        nodes = [helper.make_node("Conv", [x, "w_inner"], ["a"]), *more]
+        last = helper.make_node("Relu", [more[-1].output[0] if more else "a"], ["z"])
+        return helper.make_graph([*nodes, last], name, [], [inner], [tensor])
+
+    value = b.constant(np.asarray(condition)) if condition is not None else "flag"
+    if condition is None:
+        b.inputs.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
+    more = []
+    if nested:
+        passed = helper.make_tensor_value_info("q", TensorProto.FLOAT, None)
+        same = helper.make_graph([helper.make_node("Neg", ["a"], ["q"])], "same", [], [passed])
+        more = [helper.make_node("If", [value], ["n"], then_branch=same, else_branch=same)]
+    y = b.node("If", [value], then_branch=body("t", weight, *more), else_branch=body("e", other, *more))
+    b.shapes[y] = (1, 5, 6, 6)
+    return b.model(b.conv(y, 4, 1))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("condition", [True, False, np.array([True])])
+def test_the_branch_that_is_always_taken_stands_alone(condition: object, nested: bool) -> None:
+    model = choosing(condition, nested=nested)
+    prepared = prepare(model)
+    assert "If" not in [node.op_type for node in prepared.graph.node]
+    inputs, outputs = {"x": samples(model, 3)}, [value.name for value in model.graph.output]
+    before, after = run(model, inputs, outputs), run(prepared, inputs, outputs)
+    assert all(np.array_equal(before[name], after[name]) for name in outputs)
+    graph = exact(model)
+    assert [len(group.units) for group in graph.groups] == [6, 5]
+    assert count(prepared) == Cost(36 * (6 * 27 + 5 * 6 + 4 * 5), 6 * 27 + 6 + 5 * 6 + 4 * 5 + 4)
+
+
+def test_a_condition_that_is_computed_or_given_stays() -> None:
+    assert "If" in [node.op_type for node in prepare(choosing(None)).graph.node]
