@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from onnxprune import pipeline
+from onnxprune import compression, pipeline
 from onnxprune.config import CompressConfig
 from onnxprune.recover.closed_form import Recovery
 from onnxprune.report.html import report_html
@@ -24,7 +24,7 @@ def images(n: int = 160) -> Any:
 def test_compress_fine_tunes_and_reports_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # So small a net is recovered in closed form all but exactly; without it there is something to gain.
     monkeypatch.setattr(
-        pipeline, "recover", lambda graph, plan, pruned, *rest, **options: Recovery(pruned, ())
+        compression, "recover", lambda graph, plan, pruned, *rest, **options: Recovery(pruned, ())
     )
     model = net()
     plain = pipeline.compress(model, data=images(), eval_data=images(20), **OPTIONS)
@@ -49,9 +49,9 @@ def test_training_never_sees_what_judges() -> None:
         seen.append(dataset)
         return real(original, pruned, dataset, *rest, **options)
 
-    real = pipeline.finetune
+    real = compression.finetune
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "finetune", spy)
+        patch.setattr(compression, "finetune", spy)
         for extra in ({}, {"eval_data": images(20) // 2}):
             tuning = {"recover": "finetune", "epochs": 1, "lr": 1e-4}
             options = {"model": model, "data": images(), **tuning, **OPTIONS, **extra}

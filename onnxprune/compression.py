@@ -1,0 +1,255 @@
+"""One compression under way: from the rankings to a plan, and from the plan to a finished model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import onnx
+
+from onnxprune.calibration import Calibration, labelled
+from onnxprune.config import CompressConfig
+from onnxprune.errors import BudgetError, ModelError, UsageError
+from onnxprune.evaluate.gates import drop_gate
+from onnxprune.evaluate.metrics import Evaluation, evaluate_against
+from onnxprune.goals import SEARCH_STEPS, Latencies, Original, macs_goal, plan_for, require_budgets
+from onnxprune.graph.check import verify
+from onnxprune.graph.plan import Plan
+from onnxprune.graph.rewrite import rewrite
+from onnxprune.graph.structure import Group, PruningGraph
+from onnxprune.io.load import LoadedModel
+from onnxprune.io.share import united
+from onnxprune.profile.cost import CostModel
+from onnxprune.profile.features import collect_features
+from onnxprune.profile.gradients import collect_importance
+from onnxprune.profile.session import open_session
+from onnxprune.profile.statistics import collect_statistics
+from onnxprune.progress import Progress
+from onnxprune.recover.closed_form import LayerFit, recover
+from onnxprune.recover.finetune import Finetuned, FinetuneSettings, finetune
+from onnxprune.recover.training.distill import residual_joins
+from onnxprune.report.schema import ClassStructure
+from onnxprune.select.allocate import CostGoal, Limits, Ranking
+from onnxprune.select.rankings import LASSO_METHODS, PRICED_METHODS, STATISTICS_METHODS
+from onnxprune.select.select import chosen_groups, plan_within, protect_branches, rank, require_choices
+from onnxprune.sensitivity import class_structure
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan, the model it leads to, and what that model scores."""
+
+    plan: Plan
+    model: onnx.ModelProto
+    evaluation: Evaluation | None
+    fits: tuple[LayerFit, ...]
+    tuning: Finetuned | None = None
+    classes: ClassStructure | None = None
+    latencies: Latencies | None = None
+
+
+class Clock:
+    """Seconds spent in each stage, by name."""
+
+    def __init__(self) -> None:
+        """Nothing was done yet."""
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Add what the block takes to the stage ``name``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Run:
+    """One compression under way."""
+
+    config: CompressConfig
+    source: LoadedModel
+    graph: PruningGraph
+    original: Original
+    data: Calibration
+    progress: Progress
+    clock: Clock
+
+    def best(self) -> Candidate:
+        """The plan that was asked for and what it leads to, all budgets counted once more on that."""
+        chosen = self._chosen()
+        with self.clock("check"):
+            latencies = require_budgets(self.graph, chosen.plan, chosen.model, self.config, self.original)
+        return replace(chosen, latencies=latencies)
+
+    def _chosen(self) -> Candidate:
+        config = self.config
+        if config.plan is not None:
+            return self._finish(self._saved_plan(config.plan))
+        rankings, classes = self._rankings()
+        if config.budgets:
+            with self.clock("plan"):
+                plan = plan_for(
+                    self.graph, config, self.original, lambda goals: self._allocate(rankings, goals)
+                )
+            return replace(self._finish(plan), classes=classes)
+        return replace(self._smallest_within_drop(rankings), classes=classes)
+
+    def _saved_plan(self, path: Path) -> Plan:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"can't read the plan {path}: {error}", hint="--save-plan writes one") from error
+        plan = Plan.from_json(self.graph, text, model_sha256=self.source.sha256)
+        ratio = self.config.max_group_ratio
+        stated = ratio != CompressConfig.max_group_ratio  # else plans may go further than selection does
+        limits = Limits(
+            self.config.round_to, ratio if stated else 1.0, whole_branches=not stated or ratio == 1.0
+        )
+        require_choices(self.graph, plan, self.config.keep, self.config.only, limits)
+        return plan
+
+    def _rankings(self) -> tuple[list[Ranking], ClassStructure | None]:
+        """The ranking of every group, and the classes' structure where the method looks at classes."""
+        config, data = self.config, self.data
+        if config.data_term != "contribution" and config.method not in LASSO_METHODS:
+            raise UsageError(
+                f"--data-term is of no use with --method {config.method}",
+                hint=f"it is what these fit: {', '.join(LASSO_METHODS)}",
+            )
+        if config.depth_weight != 1.0 and config.method not in PRICED_METHODS:
+            raise UsageError(
+                f"--depth-weight is of no use with --method {config.method}",
+                hint=f"it weighs losses, which these have: {', '.join(PRICED_METHODS)}",
+            )
+        groups = prunable_groups(self.graph, config)
+        if config.method == "taylor":
+            with self.clock("profile"):
+                importance = collect_importance(
+                    self.graph, groups, data.samples,
+                    provider=config.provider, threads=config.threads, progress=self.progress,
+                )  # fmt: skip
+            return rank(self.graph, groups, config.method, importance=importance), None
+        if config.method not in STATISTICS_METHODS:
+            return rank(self.graph, groups, config.method, seed=config.seed), None
+        with self.clock("profile"):
+            statistics = collect_statistics(
+                self.graph, data.samples, data.classes,
+                provider=config.provider, threads=config.threads, seed=config.seed, progress=self.progress,
+            )  # fmt: skip
+            features = None
+            if config.data_term == "hsic" and config.method in LASSO_METHODS:
+                features = collect_features(
+                    self.graph, groups, data.samples,
+                    provider=config.provider, threads=config.threads, progress=self.progress,
+                )  # fmt: skip
+        with self.clock("select"):
+            rankings = rank(
+                self.graph, groups, config.method,
+                statistics=statistics, features=features, classes=data.classes,
+                depth_weight=config.depth_weight, seed=config.seed,
+            )  # fmt: skip
+        return rankings, class_structure(statistics, data.names)
+
+    def _allocate(self, rankings: list[Ranking], goals: tuple[CostGoal, ...]) -> Plan:
+        ratio = self.config.max_group_ratio
+        limits = Limits(self.config.round_to, ratio, whole_branches=ratio == 1.0)
+        graph = protect_branches(self.graph, self.config.keep)
+        return plan_within(graph, rankings, goals, limits, self.config.method)
+
+    def _finish(self, plan: Plan, *, tune: bool = True) -> Candidate:
+        """Rewrite, verify, recover and evaluate; BudgetError where ``max_drop`` is exceeded.
+
+        Without ``tune``, fine-tuning is left out.
+        """
+        with self.clock("rewrite"):
+            pruned = rewrite(self.graph, plan)
+        if self.config.verify:
+            with self.clock("verify"):
+                verify(self.graph, plan, pruned, seed=self.config.seed)
+        if self.config.dry_run and self.config.max_drop is None:
+            return Candidate(plan, pruned, None, ())
+        recovered, fits = self._recovered(plan, pruned)
+        tuning = None
+        if tune and self.config.recover == "finetune" and not plan.keep.all():
+            tuning = self._tuned(plan, recovered)
+            recovered = tuning.model
+        candidate = replace(self._scored(plan, recovered, fits), tuning=tuning)
+        if self.config.max_drop is not None:
+            if candidate.evaluation is None:
+                raise BudgetError("--max-drop needs data to measure accuracy on", hint="give --eval-data")
+            drop_gate(candidate.evaluation, self.config.max_drop).require()
+        return candidate
+
+    def _recovered(self, plan: Plan, pruned: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[LayerFit, ...]]:
+        if self.config.recover == "none" or plan.keep.all():
+            return pruned, ()
+        with self.clock("recover"):
+            recovery = recover(
+                self.graph, plan, pruned, self.data.samples.arrays().inputs,
+                batch=self.data.batch, provider=self.config.provider, threads=self.config.threads,
+                # A new bias would go past a budget that the plan just meets.
+                new_bias=not (self.config.budget("params") or self.config.budget("size")),
+                seed=self.config.seed, progress=self.progress,
+            )  # fmt: skip
+        return recovery.model, recovery.fits
+
+    def _tuned(self, plan: Plan, model: onnx.ModelProto) -> Finetuned:
+        config = self.config
+        settings = FinetuneSettings(epochs=config.epochs, time_limit_s=config.time_limit, lr=config.lr)
+        with self.clock("fine-tune"):
+            return finetune(
+                self.graph.model, united(model), self.data.training.in_memory(), settings,
+                joins=residual_joins(self.graph, plan), checkpoint=config.checkpoint,
+                provider=config.provider, threads=config.threads, seed=config.seed, progress=self.progress,
+            )  # fmt: skip
+
+    def _scored(self, plan: Plan, model: onnx.ModelProto, fits: tuple[LayerFit, ...]) -> Candidate:
+        if self.data.evaluation is None:
+            return Candidate(plan, model, None, fits)
+        with self.clock("evaluate"):
+            start = partial(open_session, provider=self.config.provider, threads=self.config.threads)
+            reference, session = start(self.source.model), start(model)
+            judged = labelled(self.data.evaluation, reference, self.progress)
+            result = evaluate_against(session, reference, judged, progress=self.progress)
+        return Candidate(plan, model, result, fits)
+
+    def _smallest_within_drop(self, rankings: list[Ranking]) -> Candidate:
+        """Bisect on the share of MACs for the smallest model that loses at most ``max_drop`` points.
+
+        Candidates are recovered in closed form; fine-tuning is for the one that is chosen.
+        """
+        costs = CostModel.of(self.graph)
+        best: Candidate | None = None
+        low, high = 0.0, 1.0
+        for _ in range(SEARCH_STEPS):
+            share = 0.5 * (low + high)
+            try:
+                plan = self._allocate(rankings, (macs_goal(costs, share),))
+                best, high = self._finish(plan, tune=False), share
+            except BudgetError:
+                low = share
+        if best is None:
+            raise BudgetError(
+                f"nothing could be removed within --max-drop {self.config.max_drop:g}",
+                hint="allow more points, or give more calibration data",
+            )
+        return self._finish(best.plan) if self.config.recover == "finetune" else best
+
+
+def prunable_groups(graph: PruningGraph, config: CompressConfig) -> list[Group]:
+    """The groups that ``keep`` and ``only`` leave to choose from; ModelError where there is none."""
+    groups = chosen_groups(graph, config.keep, config.only)
+    if not groups:
+        reason = f": {graph.skipped[0].reason}" if graph.skipped and not graph.groups else ""
+        raise ModelError(
+            f"nothing in the model can be pruned{reason}",
+            hint="onnxprune inspect MODEL.onnx says why, group by group",
+        )
+    return groups
