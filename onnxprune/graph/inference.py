@@ -17,6 +17,7 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model without big initializers and without stated inner shapes, for shape inference.
 
     Big initializers become typed inputs, so that inference costs nothing that grows with the weights.
+    What bodies give keeps its stated shape: see `stated_by_bodies`.
     """
     result = onnx.ModelProto(ir_version=max(model.ir_version, 4))
     result.opset_import.extend(model.opset_import)
@@ -27,6 +28,7 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.output.extend(model.graph.output)
     stated = {value.name for value in model.graph.input}
     graph.input.extend(model.graph.input)
+    graph.value_info.extend(stated_by_bodies(model.graph))
     graph.sparse_initializer.extend(model.graph.sparse_initializer)
     for tensor in model.graph.initializer:
         count = 1
@@ -37,6 +39,17 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
         elif tensor.name not in stated:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     return result
+
+
+def stated_by_bodies(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """Stated shapes of what an If, a Loop or a Scan gives, which nothing else tells and no plan changes."""
+    given = {
+        name
+        for node in graph.node
+        if any(entry.type == onnx.AttributeProto.GRAPH for entry in node.attribute)
+        for name in node.output
+    }
+    return [value for value in graph.value_info if value.name in given]
 
 
 def infer_symbolic(model: onnx.ModelProto) -> dict[str, tuple[Dim, ...]]:

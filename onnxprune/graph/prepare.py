@@ -11,6 +11,7 @@ from onnxprune.errors import ModelError
 from onnxprune.graph.choices import settle_choices
 from onnxprune.graph.fold import captured, fold_constants, remove_dead, unique_name
 from onnxprune.graph.fused import check_inputs
+from onnxprune.graph.inference import stated_by_bodies
 from onnxprune.graph.sequences import split_sequences
 from onnxprune.graph.stored import fold_transposes, separate_stored
 from onnxprune.graph.unfuse import unfuse
@@ -39,7 +40,7 @@ def prepare(model: onnx.ModelProto, *, in_place: bool = False) -> onnx.ModelProt
     graph = result.graph
     if not graph.node:
         raise ModelError("the model has no nodes", hint="give the ONNX file of a trained network")
-    del graph.value_info[:]
+    _keep_stated(graph)
     _check_order(graph)
     _inline_functions(result)
     _trim_outputs(graph)
@@ -49,6 +50,7 @@ def prepare(model: onnx.ModelProto, *, in_place: bool = False) -> onnx.ModelProt
     unfuse(result)
     fold_constants(result)
     while settle_choices(result):
+        _keep_stated(graph)
         fold_constants(result)
     if split_sequences(result):
         fold_constants(result)
@@ -56,6 +58,13 @@ def prepare(model: onnx.ModelProto, *, in_place: bool = False) -> onnx.ModelProt
     _separate_constants(graph)
     remove_dead(graph)
     return result
+
+
+def _keep_stated(graph: onnx.GraphProto) -> None:
+    """Leave out stated inner shapes, which pruning would make stale, but for those that bodies give."""
+    stated = stated_by_bodies(graph)
+    del graph.value_info[:]
+    graph.value_info.extend(stated)
 
 
 def _inline_functions(model: onnx.ModelProto) -> None:

@@ -61,6 +61,10 @@ def infer_concrete(
     for value in bare.graph.output:
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.ClearField("shape")
+    for value in bare.graph.value_info:
+        dims = value.type.tensor_type.shape.dim
+        if dims and dims[0].dim_value <= 0:
+            dims[0].dim_value = 1
     best: dict[str, tuple[int, ...]] = {}
     for guess in _GUESSES if rest else _GUESSES[:1]:
         for dim in rest:

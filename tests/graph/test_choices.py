@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxprune.graph.analysis import analyze_graph
 from onnxprune.graph.prepare import prepare
 from onnxprune.profile.cost import Cost, count
 from tests.graph.oracle import exact
@@ -37,7 +38,9 @@ def choosing(condition: object, *, nested: bool = False) -> onnx.ModelProto:
         more = [helper.make_node("If", [value], ["n"], then_branch=same, else_branch=same)]
     y = b.node("If", [value], then_branch=body("t", weight, *more), else_branch=body("e", other, *more))
     b.shapes[y] = (1, 5, 6, 6)
-    return b.model(b.conv(y, 4, 1))
+    model = b.model(b.conv(y, 4, 1))
+    model.graph.value_info.append(helper.make_tensor_value_info(y, TensorProto.FLOAT, ["n", 5, 6, 6]))
+    return model
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -46,6 +49,7 @@ def test_the_branch_that_is_always_taken_stands_alone(condition: object, nested:
     model = choosing(condition, nested=nested)
     prepared = prepare(model)
     assert "If" not in [node.op_type for node in prepared.graph.node]
+    assert not prepared.graph.value_info  # its channels may go now
     inputs, outputs = {"x": samples(model, 3)}, [value.name for value in model.graph.output]
     before, after = run(model, inputs, outputs), run(prepared, inputs, outputs)
     assert all(np.array_equal(before[name], after[name]) for name in outputs)
@@ -55,4 +59,19 @@ def test_the_branch_that_is_always_taken_stands_alone(condition: object, nested:
 
 
 def test_a_condition_that_is_computed_or_given_stays() -> None:
-    assert "If" in [node.op_type for node in prepare(choosing(None)).graph.node]
+    model = choosing(None)
+    assert "If" in [node.op_type for node in prepare(model).graph.node]
+
+
+def test_what_a_body_gives_has_the_shape_that_the_model_states() -> None:
+    model = choosing(None)
+    for node in model.graph.node:  # bodies that inference can't follow
+        for entry in node.attribute if node.op_type == "If" else ():
+            entry.g.node[0].input[1] = "w_inner"
+            entry.g.node.insert(0, helper.make_node("NonZero", [node.input[0]], ["places"]))
+            entry.g.node.insert(1, helper.make_node("Gather", ["w_raw", "places"], ["w_inner"]))
+            entry.g.initializer[0].name = "w_raw"
+    graph = analyze_graph(model)
+    layer = graph.layers[-1]
+    assert graph.shapes[layer.input] == (1, 5, 6, 6)
+    assert [len(group.units) for group in graph.groups] == []
