@@ -29,8 +29,8 @@ def analyze(
     """Show how much each group of channels of MODEL.onnx can lose before the output changes."""
     config = collect_config(config_path, flags)
     output = Output(json_path=json_path, quiet=quiet)
-    inputs = (config.model, config.data, config.eval_data, config_path)
-    check_outputs({"--plot": plot_path, "--json": json_path}, inputs)
+    outputs = {"--plot": plot_path, "--json": json_path}
+    check_outputs(outputs, (config.model,), (config.data, config.eval_data, config_path))
 
     from onnxprune import pipeline
 

@@ -164,7 +164,8 @@ def compress(
             "--report": html_path,
             "--save-plan": config.save_plan,
         },
-        (config.model, config.data, config.eval_data, config.plan, config_path),
+        (config.model,),
+        (config.data, config.eval_data, config.plan, config_path),
     )
     if not config.dry_run and target.exists() and not config.force:
         raise UsageError(f"{target} exists", hint="choose another output with -o, or replace it with --force")
@@ -181,10 +182,10 @@ def compress(
     if config.save_plan is not None:
         result.save_plan(config.save_plan)
     report = result.report if config.dry_run else result.save(target, force=config.force)
-    output.report(report)
     if html_path is not None:
         from onnxprune.report.html import report_html
 
         save_text(Path(html_path), report_html(report), "--report")
+    output.report(report)
     output.warn(report.warnings)
     output.show(*tables.compression(report, plan_only=config.dry_run))

@@ -34,7 +34,7 @@ def evaluate(
 ) -> None:
     """Measure the accuracy of MODEL.onnx, and how closely it follows another model."""
     config = collect_config(config_path, flags, data_hint="name some with --data")
-    check_outputs({"--json": json_path}, (config.model, config.data, against, config_path))
+    check_outputs({"--json": json_path}, (config.model, against), (config.data, config_path))
     output = Output(json_path=json_path, quiet=quiet)
 
     from onnxprune import pipeline

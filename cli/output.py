@@ -96,24 +96,31 @@ class Output:
             save_text(Path(self._json_path), text, "--json")
 
 
-def check_outputs(outputs: Mapping[str, str | Path | None], inputs: Iterable[object]) -> None:
+def check_outputs(
+    outputs: Mapping[str, str | Path | None], models: Iterable[object], others: Iterable[object] = ()
+) -> None:
     """Raise UsageError, before any work, where a file can't be written that an option asks for.
 
-    ``outputs`` maps options to files, or None where they were not given. None of them may be one of the
-    ``inputs`` (those that are paths), nor another of them.
+    ``outputs`` maps options to files, or None where they were not given. None of them may be a file of the
+    ``models`` that are read, one of the ``others``, or another output. Devices and pipes are let through.
     """
     taken: dict[object, str] = {}
-    read = {_identity(Path(item)) for item in inputs if isinstance(item, str | Path)}
+    read = {_identity(path) for path in _paths((*models, *others))}
     for option, name in outputs.items():
         if name is None or (option == "--json" and name == STANDARD_OUTPUT):
             continue
         path = Path(name)
         try:
+            if _is_special(path):
+                continue
             _check_writable(path, option)
             identity = _identity(path)
-        except OSError as error:
+            if path.exists():  # only then it can be a file that a model keeps weights in
+                read.update(_identity(file) for model in _paths(models) for file in _files(model))
+        except (OSError, ValueError) as error:  # ValueError: a name that no path can have
             raise UsageError(
-                f"{option}: can't write {path}: {error.strerror}", hint="choose another file"
+                f"{option}: can't write {path}: {getattr(error, 'strerror', None) or error}",
+                hint="choose another file",
             ) from error
         if identity in read:
             raise UsageError(
@@ -125,11 +132,29 @@ def check_outputs(outputs: Mapping[str, str | Path | None], inputs: Iterable[obj
                 f"{taken[identity]} and {option} name the same file: {path}", hint="give each its own"
             )
         taken[identity] = option
+        if option == "-o":  # the result may keep its weights beside it
+            taken[_identity(path.with_name(f"{path.name}.data"))] = option
+
+
+def _paths(values: Iterable[object]) -> list[Path]:
+    return [Path(value) for value in values if isinstance(value, str | Path) and "\0" not in str(value)]
+
+
+def _files(model: Path) -> tuple[Path, ...]:
+    from onnxprune.io.load import files_of
+
+    return files_of(model)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is a device or a pipe, which is written to and not replaced."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _check_writable(path: Path, option: str) -> None:
     if str(path) == STANDARD_OUTPUT:
         raise UsageError(f"{option} takes a file, not '-'", hint="name one; --json - writes to stdout")
+    path = Path(os.path.realpath(path))  # links are followed
     if path.is_dir():
         raise UsageError(f"{option} {path} is a folder", hint="name a file in it")
     if not path.parent.is_dir():
@@ -144,7 +169,7 @@ def _identity(path: Path) -> object:
     """What two paths to the same file have in common, links included."""
     try:
         status = path.stat()
-    except OSError:
+    except OSError:  # there is no such file yet
         return os.path.realpath(path)
     return status.st_dev, status.st_ino
 
@@ -168,9 +193,13 @@ def _printing() -> Iterator[None]:
 def _console(*, stderr: bool) -> Console:
     from rich.console import Console
 
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich's own answer is exit status 1, which means a bug here
+
     stream = sys.stderr if stderr else sys.stdout
     # Names come from models: they are printed as they are, never read as markup or emoji.
-    return Console(
+    return Plain(
         file=stream,
         markup=False,
         emoji=False,

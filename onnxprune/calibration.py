@@ -76,6 +76,8 @@ def open_calibration(model: onnx.ModelProto, config: CompressConfig, progress: P
         warnings.append("the data has no labels: the original model's own predictions stand in")
     classes, names = number_classes(labels, distribution(scores), data.class_names)
     evaluation, training = _evaluation(config, data, chosen, session, warnings)
+    if evaluation is not None and evaluation.labels is not None:
+        check_labels(evaluation.labels, scores.shape[1])
     return Calibration(
         samples, classes, names, training, evaluation, session.batch, session.provider, tuple(warnings)
     )

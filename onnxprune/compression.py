@@ -30,6 +30,7 @@ from onnxprune.profile.session import open_session
 from onnxprune.profile.statistics import collect_statistics
 from onnxprune.progress import Progress
 from onnxprune.recover.closed_form import LayerFit, recover
+from onnxprune.recover.executor.weights import trainable_weights
 from onnxprune.recover.finetune import Finetuned, FinetuneSettings, finetune
 from onnxprune.recover.training.distill import residual_joins
 from onnxprune.report.schema import ClassStructure
@@ -203,9 +204,11 @@ class Run:
     def _tuned(self, plan: Plan, model: onnx.ModelProto) -> Finetuned:
         config = self.config
         settings = FinetuneSettings(epochs=config.epochs, time_limit_s=config.time_limit, lr=config.lr)
+        # What is shared is trained as one; statistics that equal a weight stay apart from it.
+        student = united(model, trainable_weights(model))
         with self.clock("fine-tune"):
             return finetune(
-                self.graph.model, united(model), self.data.training.in_memory(), settings,
+                self.graph.model, student, self.data.training.in_memory(), settings,
                 joins=residual_joins(self.graph, plan), checkpoint=config.checkpoint,
                 provider=config.provider, threads=config.threads, seed=config.seed, progress=self.progress,
             )  # fmt: skip

@@ -173,7 +173,7 @@ class CompressConfig:
         if not isinstance(self.model, str | PathLike):
             return None
         source = Path(self.model)
-        return source.with_name(f"{source.stem}.pruned.onnx")
+        return source.parent / f"{source.stem or 'model'}.pruned.onnx"
 
     def budget(self, kind: str) -> Budget | None:
         """The budget of that kind, if there is one."""

@@ -86,7 +86,7 @@ def plan_for(graph: PruningGraph, config: CompressConfig, original: Original, al
 
     if latency is None:
         return sized(goals)
-    return _within_latency(graph, costs, latency, config, goals, sized)
+    return _within_latency(graph, costs, latency, config, original, goals, sized)
 
 
 def require_budgets(
@@ -106,7 +106,7 @@ def require_budgets(
     latencies = None
     for budget in config.budgets:
         if budget.kind == "latency":
-            latencies = _require_latency(graph, plan, model, budget, config, hint)
+            latencies = _require_latency(graph, plan, model, budget, config, original, hint)
             continue
         before, after = found[budget.kind]
         if not budget.met(before, after):
@@ -116,11 +116,17 @@ def require_budgets(
 
 
 def _require_latency(
-    graph: PruningGraph, plan: Plan, model: onnx.ModelProto, budget: Budget, config: CompressConfig, hint: str
+    graph: PruningGraph,
+    plan: Plan,
+    model: onnx.ModelProto,
+    budget: Budget,
+    config: CompressConfig,
+    original: Original,
+    hint: str,
 ) -> Latencies:
-    latencies = _measured(graph, plan, model, config, _RUNS)
+    latencies = _measured(graph, plan, model, config, original, _RUNS)
     if not budget.met(latencies.before, latencies.after):
-        latencies = _measured(graph, plan, model, config, _SECOND_RUNS)
+        latencies = _measured(graph, plan, model, config, original, _SECOND_RUNS)
     if not budget.met(latencies.before, latencies.after):
         raise BudgetError(
             f"{budget} is not met: a run takes {latencies.after:.3f} ms, {latencies.before:.3f} ms before",
@@ -130,11 +136,17 @@ def _require_latency(
 
 
 def _measured(
-    graph: PruningGraph, plan: Plan, model: onnx.ModelProto, config: CompressConfig, runs: int
+    graph: PruningGraph,
+    plan: Plan,
+    model: onnx.ModelProto,
+    config: CompressConfig,
+    original: Original,
+    runs: int,
 ) -> Latencies:
     models = (graph.model,) if plan.keep.all() else (graph.model, model)
     sessions = [open_session(item, provider=config.provider, threads=config.threads) for item in models]
-    times = time_sessions(sessions, batch=sessions[0].batch or 1, runs=runs)
+    shape = None if original.input_shapes is None else next(iter(original.input_shapes.values()))
+    times = time_sessions(sessions, batch=sessions[0].batch or 1, runs=runs, shape=shape)
     return Latencies(times[0].median_ms, times[-1].median_ms)
 
 
@@ -171,6 +183,7 @@ def _within_latency(
     costs: CostModel,
     latency: Budget,
     config: CompressConfig,
+    original: Original,
     goals: tuple[CostGoal, ...],
     allocate: Allocate,
 ) -> Plan:
@@ -178,7 +191,7 @@ def _within_latency(
 
     def met(plan: Plan) -> bool:
         model = graph.model if plan.keep.all() else rewrite(graph, plan)
-        found = _measured(graph, plan, model, config, _RUNS)
+        found = _measured(graph, plan, model, config, original, _RUNS)
         spent = found.after if plan.keep.all() else found.after / _LATENCY_MARGIN
         return latency.met(found.before, spent)
 

@@ -34,10 +34,7 @@ from onnxprune.report.evaluation import as_source, evaluate
 from onnxprune.report.inspection import file_bytes, inspect
 from onnxprune.report.schema import CompressionReport
 from onnxprune.select.allocate import Limits
-from onnxprune.select.select import (
-    plan_within,
-    rank,
-)
+from onnxprune.select.select import plan_within, rank
 from onnxprune.sensitivity import analyze
 
 __all__ = [
@@ -115,19 +112,20 @@ def compress(
     clock = Clock()
     with clock("load"):
         source = load(as_source(config.model))
+        check_numbers(source.model)
         original = Original(count(source.model), file_bytes(source), source.external_data, config.target)
     with clock("analyse"):
         graph = analysis.analyze_graph(source.model, in_place=source.owned)
         # It computes what the file does; from here on it stands for the original, held once.
         source = replace(source, model=graph.model)
-        check_numbers(graph.model)
     with clock("data"):
         data = open_calibration(source.model, config, progress)
     sizes = _sizes(data)
     if sizes is not None:  # what analysis guessed is now known
-        graph = analysis.analyze_graph(graph.model, input_shapes=sizes, in_place=True)
-        macs = count(graph.model, sizes).macs
-        original = replace(original, cost=replace(original.cost, macs=macs), input_shapes=sizes)
+        with clock("analyse"):
+            graph = analysis.analyze_graph(graph.model, input_shapes=sizes, in_place=True)
+            macs = count(graph.model, sizes).macs
+            original = replace(original, cost=replace(original.cost, macs=macs), input_shapes=sizes)
     if data.samples.preprocess is not None:  # before any budget is counted: it takes bytes
         record_preprocess(graph.model, data.samples.preprocess)
     run = Run(config, source, graph, original, data, progress, clock)

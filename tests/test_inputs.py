@@ -48,8 +48,9 @@ def test_data_that_are_not_finite_are_refused(value: float) -> None:
 
 def test_labels_beyond_the_models_classes_are_found_before_any_work() -> None:
     images, labels = arrays()
-    with pytest.raises(DataError, match="class"):
-        compress((images, labels + 3), eval_data=(images, labels))
+    for data, judging in ((labels + 3, labels), (labels, labels + 3)):
+        with pytest.raises(DataError, match="class"):
+            compress((images, data), eval_data=(images, judging), dry_run=True)
 
 
 def test_evaluation_data_without_labels_is_said_to_be_so() -> None:
@@ -93,6 +94,7 @@ def test_a_model_is_a_path_or_a_model(model: object) -> None:
     ("arguments", "status"),
     [
         (["inspect", LONG], 2),
+        (["compress", ".", "--data", str(DATA), "--macs", "50%"], 2),
         (["evaluate", str(MODEL), "--data", LONG], 5),
         (["compress", str(MODEL), "--data", str(DATA), "--macs", "50%", "-o", LONG], 2),
         (["compress", str(MODEL), "--data", str(DATA), "--macs", "50%", "--config", LONG], 2),

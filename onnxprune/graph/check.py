@@ -23,7 +23,7 @@ from onnxprune.graph.kept import Kept
 from onnxprune.graph.plan import Plan, validate
 from onnxprune.graph.stored import without_rounding
 from onnxprune.graph.structure import PruningGraph
-from onnxprune.io.limits import INLINE_LIMIT, weight_bytes
+from onnxprune.io.limits import INLINE_LIMIT, all_nodes, weight_bytes
 from onnxprune.io.save import save
 from onnxprune.io.validate import shorten, without_initializers
 
@@ -85,7 +85,7 @@ def verify(
     1e-5, more in half precision. VerificationError above it; ModelError if onnxruntime can't run the
     original.
     """
-    random = next((node for node in graph.model.graph.node if _is_random(graph.model, node)), None)
+    random = next((node for node in all_nodes(graph.model) if _is_random(graph.model, node)), None)
     if random is not None:
         raise ModelError(
             f"node {random.name!r} ({random.op_type}) draws random numbers, so there is nothing to compare",

@@ -15,8 +15,7 @@ def settle_choices(model: onnx.ModelProto) -> bool:
     graph = model.graph
     overridable = {value.name for value in graph.input}
     constants = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in overridable}
-    taken = {*overridable, *(tensor.name for tensor in graph.initializer)}
-    taken.update(name for node in graph.node for name in node.output)
+    taken = {*overridable, *_made(graph)}
     nodes: list[onnx.NodeProto] = []
     found = False
     for node in list(graph.node):
@@ -27,6 +26,16 @@ def settle_choices(model: onnx.ModelProto) -> bool:
         del graph.node[:]
         graph.node.extend(nodes)
     return found
+
+
+def _made(graph: onnx.GraphProto) -> set[str]:
+    """Names that a graph gives to values, those in its nodes' bodies included."""
+    names = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
+    for node in graph.node:
+        names.update(node.output)
+        for body in subgraphs(node):
+            names |= _made(body)
+    return names
 
 
 def _chosen(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> onnx.GraphProto | None:

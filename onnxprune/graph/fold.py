@@ -22,9 +22,7 @@ _LONGEST = 64
 
 _HALF = ("float16", "bfloat16")
 
-_BROADCASTING = frozenset(
-    ["Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "And", "Or", "Equal", "Greater", "Less"]
-)
+_BROADCASTING = ("Add", "Sub", "Mul", "Div")
 
 _INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
 
@@ -43,14 +41,19 @@ def fold_constants(model: onnx.ModelProto) -> None:
     Shape arithmetic that only a dynamic batch keeps from being constant is replaced where it ends
     in a Reshape or an Expand: the target becomes a constant that copies or infers the batch.
     """
-    given = {tensor.name for tensor in model.graph.initializer}
+    spread = {
+        name
+        for node in model.graph.node
+        if node.op_type in ("Expand", "Tile") and node.domain in ("", "ai.onnx")
+        for name in node.output
+    }
     before = -1
     while before != len(model.graph.initializer):
         before = len(model.graph.initializer)
         shapes = infer_symbolic(model)
         _fold_once(model, shapes)
     remove_dead(model.graph)
-    _narrow(model.graph, given, shapes)
+    _narrow(model.graph, spread, shapes)
 
 
 def standard_opset(model: onnx.ModelProto) -> int:
@@ -96,42 +99,46 @@ def remove_dead(graph: onnx.GraphProto) -> None:
             del graph.initializer[index]
 
 
-def _narrow(graph: onnx.GraphProto, given: Collection[str], shapes: Mapping[str, tuple[Dim, ...]]) -> None:
-    """Undo what an Expand or a Tile of a small constant came to, where its readers broadcast anyway."""
+def _narrow(graph: onnx.GraphProto, spread: Collection[str], shapes: Mapping[str, tuple[Dim, ...]]) -> None:
+    """Undo what an Expand or a Tile of a constant came to, where its readers broadcast anyway."""
+    if not spread:
+        return
+    readers = _readers(graph)
+    constants = {tensor.name for tensor in graph.initializer}
     for tensor in graph.initializer:
-        if tensor.name in given or len(tensor.dims) < 2:
+        reading = readers.get(tensor.name, [None])
+        if tensor.name not in spread or not all(_broadcasts(node) for node in reading):
+            continue
+        met = [name for node in reading if node is not None for name in node.input if name != tensor.name]
+        # Two constants might both be narrowed, and nothing be left to broadcast to.
+        if len(met) != len(reading) or not constants.isdisjoint(met):
             continue
         value = numpy_helper.to_array(tensor)
-        firsts = {axis: value.take([0], axis) for axis, size in enumerate(value.shape) if size > 1}
-        repeated = [axis for axis, first in firsts.items() if (value == first).all()]
-        others = _broadcast_against(graph, tensor.name) if repeated else None
-        if others is None:
-            continue
-        beside = [shapes.get(name, ()) for name in others]
-        for axis in repeated:
-            if all(len(shape) == value.ndim and shape[axis] == value.shape[axis] for shape in beside):
-                value = value.take([0], axis)
+        for axis, size in enumerate(value.shape):
+            first = value.take([0], axis)
+            beside = [shapes.get(name, ()) for name in met]
+            fits = all(len(shape) == value.ndim and shape[axis] == size for shape in beside)
+            if size > 1 and fits and np.broadcast_to(first, value.shape).tobytes() == value.tobytes():
+                value = first
         if value.size < np.prod(tensor.dims):
             tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), tensor.name))
 
 
-def _broadcast_against(graph: onnx.GraphProto, name: str) -> list[str] | None:
-    """What the tensor meets in ops of two operands that broadcast, or None where it is read elsewhere too."""
-    others: list[str] = []
-    if any(value.name == name for value in graph.output):
-        return None
+def _readers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto | None]]:
+    """The nodes that read each value; None stands for a body, or for the outside of the graph."""
+    found: dict[str, list[onnx.NodeProto | None]] = {}
     for node in graph.node:
-        if name in captured(node):
-            return None
-        if name in node.input:
-            if (
-                node.op_type not in _BROADCASTING
-                or node.domain not in ("", "ai.onnx")
-                or len(node.input) != 2
-            ):
-                return None
-            others.append(node.input[1 - list(node.input).index(name)])
-    return None if name in others else others
+        for name in node.input:
+            found.setdefault(name, []).append(node)
+        for name in captured(node):
+            found.setdefault(name, []).append(None)
+    for value in graph.output:
+        found.setdefault(value.name, []).append(None)
+    return found
+
+
+def _broadcasts(node: onnx.NodeProto | None) -> bool:
+    return node is not None and node.domain in ("", "ai.onnx") and node.op_type in _BROADCASTING
 
 
 def _fold_once(model: onnx.ModelProto, shapes: Mapping[str, tuple[Dim, ...]]) -> None:

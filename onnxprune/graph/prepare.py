@@ -51,6 +51,8 @@ def prepare(model: onnx.ModelProto, *, in_place: bool = False) -> onnx.ModelProt
     fold_constants(result)
     while settle_choices(result):
         _keep_stated(graph)
+        _trim_outputs(graph)
+        unfuse(result)
         fold_constants(result)
     if split_sequences(result):
         fold_constants(result)
@@ -79,7 +81,9 @@ def _inline_functions(model: onnx.ModelProto) -> None:
     model.graph.node.extend(flat.graph.node)
     del model.opset_import[:]
     model.opset_import.extend(flat.opset_import)
+    # Those of another opset than the model's can't be put in place: they stay calls.
     del model.functions[:]
+    model.functions.extend(flat.functions)
 
 
 def _trim_outputs(graph: onnx.GraphProto) -> None:

@@ -87,6 +87,21 @@ def load(source: str | Path | bytes | onnx.ModelProto, *, memory: int | None = N
     )
 
 
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The files that a model is made of, as far as it can be read; no weights are, and nothing is checked."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (OSError, ValueError, DecodeError):
+        return (path,)
+    found = {path: None}
+    for tensor in limits.all_tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            found |= {
+                path.parent / entry.value: None for entry in tensor.external_data if entry.key == "location"
+            }
+    return tuple(found)
+
+
 def _read(path: Path, limit: int) -> tuple[onnx.ModelProto, str]:
     """The message in a file and the file's digest."""
     try:

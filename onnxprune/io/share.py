@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import onnx
 from onnx import numpy_helper
@@ -11,16 +11,17 @@ from onnxprune.graph.prepare import initializer_origin
 from onnxprune.io.validate import without_initializers
 
 
-def shared_initializers(model: onnx.ModelProto) -> dict[str, str]:
+def shared_initializers(model: onnx.ModelProto, among: Collection[str] | None = None) -> dict[str, str]:
     """Which initializer stands for which: name -> name of the first equal one of the same origin.
 
-    Only initializers that can be replaced by another are keys; graph inputs are never replaced.
+    Only initializers that can be replaced by another are keys; graph inputs are never replaced, nor is
+    what isn't ``among`` those named.
     """
     families: dict[str, list[onnx.TensorProto]] = {}
     inputs = {value.name for value in model.graph.input}
     names = {tensor.name for tensor in model.graph.initializer}
     for tensor in model.graph.initializer:
-        if tensor.name not in inputs:
+        if tensor.name not in inputs and (among is None or tensor.name in among):
             families.setdefault(initializer_origin(tensor.name, names), []).append(tensor)
     stands_for: dict[str, str] = {}
     for family in families.values():
@@ -40,12 +41,14 @@ def tied_initializers(model: onnx.ModelProto) -> frozenset[str]:
     return frozenset(stands_for) | frozenset(stands_for.values())
 
 
-def shared_parts(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
+def shared_parts(
+    model: onnx.ModelProto, among: Collection[str] | None = None
+) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
     """``model`` without initializers, and those it needs where clones that are still equal are one.
 
     The initializers are the model's own messages, so nothing that grows with the weights is copied.
     """
-    shell, names = without_initializers(model), shared_initializers(model)
+    shell, names = without_initializers(model), shared_initializers(model, among)
     for value in model.graph.output:  # an initializer that is itself an output can't be renamed
         names.pop(value.name, None)
     if names:
@@ -55,9 +58,9 @@ def shared_parts(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.Ten
     return shell, [tensor for tensor in model.graph.initializer if tensor.name not in names]
 
 
-def united(model: onnx.ModelProto) -> onnx.ModelProto:
-    """``model`` as it will be saved: clones that are still equal are one initializer."""
-    result, initializers = shared_parts(model)
+def united(model: onnx.ModelProto, among: Collection[str] | None = None) -> onnx.ModelProto:
+    """``model`` with clones that are still equal as one initializer: all of them, or those ``among`` some."""
+    result, initializers = shared_parts(model, among)
     result.graph.initializer.extend(initializers)
     return result
 

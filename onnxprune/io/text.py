@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -18,13 +19,15 @@ def save_text(path: Path, text: str, what: str) -> None:
         if path.exists() and not path.is_file():  # a device or a pipe
             path.write_text(text, encoding="utf-8")
             return
-        target = path.resolve()  # a link stays one
+        target = Path(os.path.realpath(path))  # a link stays one
         with tempfile.TemporaryDirectory(prefix=".onnxprune.", dir=target.parent) as scratch:
             unfinished = Path(scratch) / "unfinished"
             unfinished.write_text(text, encoding="utf-8")
+            if target.exists():
+                shutil.copymode(target, unfinished)
             os.replace(unfinished, target)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name or a text that can't be encoded
         raise UsageError(
-            f"{what}: can't write {path}: {error.strerror or error}",
+            f"{what}: can't write {path}: {getattr(error, 'strerror', None) or error}",
             hint="choose another file, or make room for this one",
         ) from error

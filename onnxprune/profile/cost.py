@@ -63,6 +63,8 @@ def count(model: onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | No
     axis (a scalar is a setting, not a weight), shared ones once. Quantized weights count where they
     are dequantized. ModelError where a shape that the count needs is unknown.
     """
+    if model.functions or any(node.op_type == "If" for node in model.graph.node):
+        model = prepare(model)  # what functions and settled choices hold shows only then
     return Cost(_count_macs(model, input_shapes), _count_params(model))
 
 
@@ -338,13 +340,12 @@ def _sized(
 
 
 def _count_macs(model: onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | None) -> int:
-    if not model.functions:
-        try:
-            return _macs_of(model, infer_concrete(model, input_shapes))
-        except ModelError:
-            pass  # what inference can't follow (computed shapes) may come out once constants are folded
-    folded = prepare(skeleton(model), in_place=True)
-    return _macs_of(folded, infer_concrete(folded, input_shapes))
+    try:
+        return _macs_of(model, infer_concrete(model, input_shapes))
+    except ModelError:
+        # What inference can't follow (computed shapes) may come out once constants are folded.
+        folded = prepare(skeleton(model), in_place=True)
+        return _macs_of(folded, infer_concrete(folded, input_shapes))
 
 
 def _macs_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> int:

@@ -68,7 +68,7 @@ def compression_report(
         ),
         method={
             "name": config.method,
-            "plan": config.plan,
+            "plan": None if config.plan is None else str(config.plan),
             "data_term": config.data_term,
             "depth_weight": config.depth_weight,
             "recover": config.recover,

@@ -55,8 +55,16 @@ def require_choices(
 ) -> None:
     """Raise UsageError where a plan from elsewhere removes what ``keep``, ``only`` or ``limits`` forbid."""
     free = {group.name for group in chosen_groups(graph, keep, only)}
-    whole = removed_branches(graph.residual_branches, plan.keep) if limits.whole_branches else []
-    gone = np.concatenate([branch.units for branch in whole]) if whole else np.empty(0, np.int64)
+    branches = protect_branches(graph, keep).residual_branches if limits.whole_branches else ()
+    may_go = {branch.reader for branch in branches}
+    gone = [np.empty(0, np.int64)]
+    for branch in removed_branches(graph.residual_branches, plan.keep):
+        if branch.reader not in may_go:
+            raise UsageError(
+                f"the plan removes the branch that ends with {branch.reader!r}, which the options forbid",
+                hint="edit the plan, or choose channels anew without --plan",
+            )
+        gone.append(branch.units)
     for group in graph.groups:
         size, removed = len(group.units), int(np.count_nonzero(~plan.keep[group.units]))
         if removed and group.name not in free:
@@ -64,7 +72,7 @@ def require_choices(
                 f"the plan removes channels of {group.name!r}, which --keep or --only leave alone",
                 hint="edit the plan, or choose channels anew without --plan",
             )
-        if removed not in limits.counts(size) and not np.isin(group.units, gone).all():
+        if removed not in limits.counts(size) and not np.isin(group.units, np.concatenate(gone)).all():
             raise UsageError(
                 f"the plan removes {removed} of the {size} channels of {group.name!r}, "
                 "which --round-to or --max-group-ratio forbid",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 
 from onnxprune_cli.main import run
@@ -42,6 +43,9 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("analyze", "--data", "digits.npz", "--plot", "digits.onnx"),
         ("evaluate", "--data", "digits.npz", "--against", "other.onnx", "--json", "other.onnx"),
         ("benchmark", "other.onnx", "--json", "other.onnx"),
+        ("inspect", "--json", "external.bin"),
+        ("compress", *COMMON, "-o", "new.onnx", "--json", "new.onnx.data"),
+        ("compress", *COMMON, "--report", "nowhere"),
         ("compress", *COMMON, "--report", "-"),
         ("compress", *COMMON, "--report", "x" * 300),
     ],
@@ -52,6 +56,11 @@ def test_no_result_goes_over_an_input_or_another_result(
     (here / "c.toml").write_text("seed = 1\n")
     (here / "other.onnx").write_bytes((here / "digits.onnx").read_bytes())
     (here / "link.onnx").symlink_to("digits.onnx")
+    (here / "nowhere").symlink_to("no/such/folder")
+    if "external.bin" in options:
+        onnx.save(
+            onnx.load("digits.onnx"), "digits.onnx", save_as_external_data=True, location="external.bin"
+        )
     before = contents(here)
     assert run([options[0], "digits.onnx", *options[1:]]) == 2
     error, hint = capsys.readouterr().err.splitlines()
@@ -59,11 +68,19 @@ def test_no_result_goes_over_an_input_or_another_result(
     assert contents(here) == before
 
 
-def test_a_result_replaces_a_file_through_its_link(here: Path) -> None:
+def test_a_result_replaces_a_file_through_its_link_and_with_its_permissions(here: Path) -> None:
     (here / "latest.json").symlink_to("old.json")
     (here / "old.json").write_text("old")
+    (here / "old.json").chmod(0o600)
     assert run(["inspect", "digits.onnx", "--json", "latest.json", "--quiet"]) == 0
     assert (here / "latest.json").is_symlink() and (here / "old.json").read_text().startswith("{")
+    assert (here / "old.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_devices_take_as_much_as_one_likes(here: Path) -> None:
+    nowhere = ["--json", "/dev/null", "--report", "/dev/null", "--save-plan", "/dev/null"]
+    assert run(["compress", "digits.onnx", *COMMON, *nowhere, "--quiet"]) == 0
+    assert Path("/dev/null").is_char_device()
 
 
 @pytest.mark.parametrize("option", ["--json", "--report", "--save-plan"])
@@ -100,9 +117,15 @@ def _command(*arguments: str, prefix: str = "", suffix: str = "") -> subprocess.
 
 
 def test_a_reader_that_has_gone_is_no_bug(here: Path) -> None:
-    done = _command("inspect", "digits.onnx", "--json", "-", suffix=" 2>err | true")
-    assert done.returncode == 141
-    assert "bug" not in (here / "err").read_text() and "BrokenPipe" not in (here / "err").read_text()
+    for options in (["--json", "-"], []):
+        done = _command("inspect", "digits.onnx", *options, suffix=" 2>err | true")
+        assert done.returncode == 141
+        assert "bug" not in (here / "err").read_text() and "BrokenPipe" not in (here / "err").read_text()
+
+
+def test_a_standard_output_that_is_closed_is_not_missed(here: Path) -> None:
+    assert _command("inspect", "digits.onnx", "--json", "r.json", suffix=" >&-").returncode == 0
+    assert (here / "r.json").exists()
 
 
 def test_standard_output_that_is_full_is_a_usage_error(here: Path) -> None:

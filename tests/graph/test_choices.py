@@ -55,7 +55,30 @@ def test_the_branch_that_is_always_taken_stands_alone(condition: object, nested:
     assert all(np.array_equal(before[name], after[name]) for name in outputs)
     graph = exact(model)
     assert [len(group.units) for group in graph.groups] == [6, 5]
-    assert count(prepared) == Cost(36 * (6 * 27 + 5 * 6 + 4 * 5), 6 * 27 + 6 + 5 * 6 + 4 * 5 + 4)
+    assert (
+        count(model) == count(prepared) == Cost(36 * (6 * 27 + 5 * 6 + 4 * 5), 6 * 27 + 6 + 5 * 6 + 4 * 5 + 4)
+    )
+
+
+def test_a_body_that_stays_may_use_the_same_names() -> None:
+    """Exporters name the inner values of all bodies alike."""
+    model = choosing(True)
+    staying = onnx.NodeProto()
+    staying.CopyFrom(next(node for node in model.graph.node if node.op_type == "If"))
+    staying.name, staying.input[0] = "staying", "flag"
+    result = staying.output[0]
+    staying.output[0] = "other"
+    model.graph.input.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
+    last = model.graph.node[-1]
+    model.graph.node.insert(len(model.graph.node) - 1, staying)
+    model.graph.node.insert(len(model.graph.node) - 1, helper.make_node("Add", [result, "other"], ["both"]))
+    last.input[0] = "both"
+    prepared = prepare(model)
+    onnx.checker.check_model(prepared, full_check=True)
+    feeds = {"x": samples(model, 2), "flag": np.array(True)}
+    names = [value.name for value in model.graph.output]
+    before, after = run(model, feeds, names), run(prepared, feeds, names)
+    assert all(np.array_equal(before[name], after[name]) for name in names)
 
 
 def test_a_condition_that_is_computed_or_given_stays() -> None:

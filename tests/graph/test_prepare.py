@@ -275,3 +275,43 @@ def test_outputs_without_a_name_at_the_end_are_left_out() -> None:
     node = helper.make_node("BatchNormalization", ["x", "s", "b", "m", "v"], ["y", "", "", "", ""])
     prepared = prepare(graph_of([node], parts, opset=8))
     assert list(prepared.graph.node[0].output) == ["y"]
+
+
+def spread(first: str, *, opset: int = 17, output: bool = False) -> onnx.ModelProto:
+    """Two small constants spread over (4, 3), one of them against the input, both against each other."""
+    nodes = [
+        helper.make_node("Expand", ["a", "shape"], ["wide"]),
+        helper.make_node("Tile", ["b", "counts"], ["tall"]),
+        helper.make_node(first, ["x", "wide"], ["p"]),
+        helper.make_node("Add", ["wide", "tall"], ["q"]),
+        helper.make_node("Add", ["p", "q"], ["y"]),
+    ]
+    values = {
+        "a": np.array([[0.0, 1.0, 2.0]], np.float32), "shape": np.array([4, 3]),
+        "b": np.array([[0.5, -0.5, 0.0]], np.float32), "counts": np.array([4, 1]),
+    }  # fmt: skip
+    model = graph_of(nodes, values, opset=opset, shape=(4, 3))
+    if output:
+        model.graph.output.append(helper.make_tensor_value_info("q", TensorProto.FLOAT, None))
+    return model
+
+
+@pytest.mark.parametrize("first", ["Add", "Div", "Max"])
+@pytest.mark.parametrize("output", [False, True])
+@pytest.mark.parametrize("opset", [7, 17])
+def test_what_is_spread_gives_the_same_values_and_shapes(first: str, output: bool, opset: int) -> None:
+    model = spread(first, opset=max(opset, 8) if first != "Max" else opset, output=output)
+    if opset == 7 and first == "Max":  # Expand is of opset 8
+        model.graph.node[0].op_type = "Tile"
+        model.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.array([4, 1]), "shape"))
+    feed = {"x": np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)}
+    for one, two in zip(run(model, feed), run(prepare(model), feed), strict=True):
+        assert one.shape == two.shape and np.array_equal(one, two)
+
+
+def test_a_uniform_weight_of_a_constant_node_keeps_its_size() -> None:
+    """As a bias of equal values it is a place for recovery to put others in."""
+    value = numpy_helper.from_array(np.ones((1, 4), np.float32))
+    nodes = [helper.make_node("Constant", [], ["c"], value=value), helper.make_node("Mul", ["x", "c"], ["y"])]
+    prepared = prepare(graph_of(nodes, {}))
+    assert [tuple(tensor.dims) for tensor in prepared.graph.initializer] == [(1, 4)]

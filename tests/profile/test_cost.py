@@ -177,8 +177,8 @@ def test_a_stated_batch_is_counted_once() -> None:
     assert np.allclose(models[0].marginal_macs(keep), models[1].marginal_macs(keep))
 
 
-def with_function() -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """A net whose second Conv is inside a function of its own, and the same net without the function."""
+def with_function(opset: int = 17) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """A net whose second Conv is inside a function of that opset, and the same net without the function."""
     b = Builder(opset=17)
     x = b.relu(b.conv(b.input((1, 3, 8, 8)), 6, 3))
     plain = b.model(b.conv(b.relu(b.conv(x, 5, 3)), 4, 1))
@@ -187,8 +187,8 @@ def with_function() -> tuple[onnx.ModelProto, onnx.ModelProto]:
     node = model.graph.node[2]
     body = onnx.helper.make_node("Conv", ["a", "b", "c"], ["d"])
     body.attribute.extend(node.attribute)
-    opset = [onnx.helper.make_opsetid("", 17)]
-    model.functions.append(onnx.helper.make_function("own", "Layer", ["a", "b", "c"], ["d"], [body], opset))
+    imports = [onnx.helper.make_opsetid("", opset)]
+    model.functions.append(onnx.helper.make_function("own", "Layer", ["a", "b", "c"], ["d"], [body], imports))
     node.op_type, node.domain = "Layer", "own"
     del node.attribute[:]
     model.opset_import.append(onnx.helper.make_opsetid("own", 1))
@@ -206,6 +206,14 @@ def test_what_functions_of_the_model_do_is_counted_and_pruned() -> None:
     verify(graph, plan, pruned)
     assert not pruned.functions and len(model.functions) == 1
     assert count(pruned) == Cost(CostModel.of(graph).macs(plan.keep), CostModel.of(graph).params(plan.keep))
+
+
+def test_a_function_of_another_opset_stays_a_call() -> None:
+    _, model = with_function(opset=16)
+    graph = analyze_graph(model)
+    assert [entry.name for entry in graph.model.functions] == ["Layer"]
+    plan = random_plan(graph, 0, share=0.5)
+    verify(graph, plan, rewrite(graph, plan))
 
 
 def test_bodies_that_are_not_counted_are_named() -> None:
