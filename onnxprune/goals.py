@@ -17,7 +17,7 @@ from onnxprune.graph.structure import PruningGraph
 from onnxprune.io.save import model_bytes
 from onnxprune.profile.cost import Cost, CostModel, count
 from onnxprune.profile.latency import time_sessions
-from onnxprune.profile.session import open_session
+from onnxprune.profile.session import Session, open_session
 from onnxprune.select.allocate import CostGoal
 from onnxprune.select.budget import Budget
 
@@ -86,7 +86,7 @@ def plan_for(graph: PruningGraph, config: CompressConfig, original: Original, al
 
     if latency is None:
         return sized(goals)
-    return _within_latency(graph, costs, latency, config, original, goals, sized)
+    return _within_latency(graph, costs, latency, _Stopwatch.of(graph, config, original), goals, sized)
 
 
 def require_budgets(
@@ -106,7 +106,7 @@ def require_budgets(
     latencies = None
     for budget in config.budgets:
         if budget.kind == "latency":
-            latencies = _require_latency(graph, plan, model, budget, config, original, hint)
+            latencies = _require_latency(_Stopwatch.of(graph, config, original), plan, model, budget, hint)
             continue
         before, after = found[budget.kind]
         if not budget.met(before, after):
@@ -116,17 +116,11 @@ def require_budgets(
 
 
 def _require_latency(
-    graph: PruningGraph,
-    plan: Plan,
-    model: onnx.ModelProto,
-    budget: Budget,
-    config: CompressConfig,
-    original: Original,
-    hint: str,
+    watch: _Stopwatch, plan: Plan, model: onnx.ModelProto, budget: Budget, hint: str
 ) -> Latencies:
-    latencies = _measured(graph, plan, model, config, original, _RUNS)
+    latencies = watch.measure(plan, model, _RUNS)
     if not budget.met(latencies.before, latencies.after):
-        latencies = _measured(graph, plan, model, config, original, _SECOND_RUNS)
+        latencies = watch.measure(plan, model, _SECOND_RUNS)
     if not budget.met(latencies.before, latencies.after):
         raise BudgetError(
             f"{budget} is not met: a run takes {latencies.after:.3f} ms, {latencies.before:.3f} ms before",
@@ -135,19 +129,30 @@ def _require_latency(
     return latencies
 
 
-def _measured(
-    graph: PruningGraph,
-    plan: Plan,
-    model: onnx.ModelProto,
-    config: CompressConfig,
-    original: Original,
-    runs: int,
-) -> Latencies:
-    models = (graph.model,) if plan.keep.all() else (graph.model, model)
-    sessions = [open_session(item, provider=config.provider, threads=config.threads) for item in models]
-    shape = None if original.input_shapes is None else next(iter(original.input_shapes.values()))
-    times = time_sessions(sessions, batch=sessions[0].batch or 1, runs=runs, shape=shape)
-    return Latencies(times[0].median_ms, times[-1].median_ms)
+@dataclass(frozen=True)
+class _Stopwatch:
+    """Times models beside the original, at the size of the data."""
+
+    original: Session
+    config: CompressConfig
+    shape: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, graph: PruningGraph, config: CompressConfig, original: Original) -> _Stopwatch:
+        """For results of ``graph``."""
+        shape = None if original.input_shapes is None else next(iter(original.input_shapes.values()))
+        return cls(_opened(graph.model, config), config, shape)
+
+    def measure(self, plan: Plan, model: onnx.ModelProto, runs: int) -> Latencies:
+        """What ``model`` takes, which ``plan`` made: as long as the original where nothing was removed."""
+        other = [] if plan.keep.all() else [_opened(model, self.config)]
+        sessions = [self.original, *other]
+        times = time_sessions(sessions, batch=self.original.batch or 1, runs=runs, shape=self.shape)
+        return Latencies(times[0].median_ms, times[-1].median_ms)
+
+
+def _opened(model: onnx.ModelProto, config: CompressConfig) -> Session:
+    return open_session(model, provider=config.provider, threads=config.threads)
 
 
 def macs_goal(costs: CostModel, share: float) -> CostGoal:
@@ -182,8 +187,7 @@ def _within_latency(
     graph: PruningGraph,
     costs: CostModel,
     latency: Budget,
-    config: CompressConfig,
-    original: Original,
+    watch: _Stopwatch,
     goals: tuple[CostGoal, ...],
     allocate: Allocate,
 ) -> Plan:
@@ -191,7 +195,7 @@ def _within_latency(
 
     def met(plan: Plan) -> bool:
         model = graph.model if plan.keep.all() else rewrite(graph, plan)
-        found = _measured(graph, plan, model, config, original, _RUNS)
+        found = watch.measure(plan, model, _RUNS)
         spent = found.after if plan.keep.all() else found.after / _LATENCY_MARGIN
         return latency.met(found.before, spent)
 
