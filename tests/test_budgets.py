@@ -16,6 +16,7 @@ from onnxprune.errors import BudgetError, OnnxPruneError, UsageError
 from onnxprune.io.load import load
 from onnxprune.profile.cost import count
 from onnxprune.report.schema import Latency
+from tests.model_builder import Builder
 
 SAMPLE = Path(__file__).resolve().parent.parent / "samples" / "quickstart"
 MODEL = SAMPLE / "digits.onnx"
@@ -159,19 +160,26 @@ def test_a_plan_that_is_too_slow_is_measured_again_and_refused(times: list[int],
     assert times == [goals._RUNS, goals._SECOND_RUNS]
 
 
+def sized(*, free: bool) -> onnx.ModelProto:
+    """A net for images of 20 x 20, which it states or leaves free."""
+    b = Builder(seed=2)
+    x = b.relu(b.conv(b.input((1, 3, 20, 20), dynamic=True), 8, 3))
+    x = b.relu(b.conv(x, 8, 3, stride=2))
+    model = b.model(b.gemm(b.flatten(b.global_pool(x)), 4))
+    for axis in (2, 3) if free else ():
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"size{axis}"
+    return model
+
+
+IMAGES = np.random.default_rng(0).standard_normal((40, 3, 20, 20)).astype(np.float32)
+
+
 def test_a_model_that_leaves_sizes_free_is_counted_at_the_size_of_the_data() -> None:
-    from tests.model_builder import Builder
-
-    def net(*, free: bool) -> onnx.ModelProto:
-        b = Builder(seed=2)
-        x = b.relu(b.conv(b.input((1, 3, 20, 20), dynamic=True), 8, 3))
-        x = b.relu(b.conv(x, 8, 3, stride=2))
-        model = b.model(b.gemm(b.flatten(b.global_pool(x)), 4))
-        for axis in (2, 3) if free else ():
-            model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"size{axis}"
-        return model
-
-    data = np.random.default_rng(0).standard_normal((40, 3, 20, 20)).astype(np.float32)
-    reports = [compress(net(free=free), data=data, split=None, macs="60%").report for free in (False, True)]
-    figures = [(report.before.macs, report.before.params, report.after.macs) for report in reports]
+    results = [compress(sized(free=free), data=IMAGES, split=None, macs="60%") for free in (False, True)]
+    figures = [(r.report.before.macs, r.report.before.params, r.report.after.macs) for r in results]
     assert figures[0] == figures[1]
+
+
+def test_it_is_timed_at_that_size_too() -> None:
+    report = compress(sized(free=True), data=IMAGES, split=None, latency="10s").report
+    assert report.before.latency_ms is not None and report.after.macs == report.before.macs
