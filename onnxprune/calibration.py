@@ -45,6 +45,14 @@ class Calibration:
     provider: str
     warnings: tuple[str, ...]
 
+    @property
+    def input_shapes(self) -> dict[str, tuple[int, ...]] | None:
+        """The shape of the model's input with these samples, where it leaves more than the batch free."""
+        spec = self.samples.spec
+        if None not in spec.shape[1:]:
+            return None
+        return {spec.name: (spec.shape[0] or 1, *self.samples.arrays([0]).inputs.shape[1:])}
+
 
 def open_calibration(model: onnx.ModelProto, config: CompressConfig, progress: Progress) -> Calibration:
     """Open the data of ``config``, draw calibration samples, and number their classes.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.calibration import Calibration, open_calibration
+from onnxprune.calibration import open_calibration
 from onnxprune.compression import Clock, Run, prunable_groups
 from onnxprune.config import CompressConfig
 from onnxprune.errors import BudgetError, UsageError
@@ -120,7 +120,7 @@ def compress(
         source = replace(source, model=graph.model)
     with clock("data"):
         data = open_calibration(source.model, config, progress)
-    sizes = _sizes(data)
+    sizes = data.input_shapes
     if sizes is not None:  # what analysis guessed is now known
         with clock("analyse"):
             graph = analysis.analyze_graph(graph.model, input_shapes=sizes, in_place=True)
@@ -196,11 +196,3 @@ def _config(
             raise UsageError("give a configuration or options, not both", hint="use dataclasses.replace")
         return config
     return CompressConfig.from_options({"model": config, **options})
-
-
-def _sizes(data: Calibration) -> dict[str, tuple[int, ...]] | None:
-    """The shape of the data's samples, where the model leaves more than the batch free."""
-    spec = data.samples.spec
-    if None not in spec.shape[1:]:
-        return None
-    return {spec.name: (spec.shape[0] or 1, *data.samples.arrays([0]).inputs.shape[1:])}

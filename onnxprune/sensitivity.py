@@ -51,6 +51,8 @@ def analyze(config: CompressConfig, *, progress: Progress | None = None) -> Anal
     source = load(as_source(config.model))
     graph = analyze_graph(source.model, in_place=source.owned)
     data = open_calibration(graph.model, config, progress)
+    if data.input_shapes is not None:  # what was guessed is now known
+        graph = analyze_graph(graph.model, input_shapes=data.input_shapes, in_place=True)
     groups = chosen_groups(graph, config.keep, config.only)
     start_session = partial(open_session, provider=config.provider, threads=config.threads)
     statistics = collect_statistics(
