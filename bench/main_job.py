@@ -1,6 +1,6 @@
 """The main job on real trained networks: what it costs, what it keeps, how long it takes.
 
-    python -m bench.main_job DATA [--row NAME ...] [--out FOLDER]
+    python -m bench.main_job [--row NAME ...] [--out FOLDER] DATA [-- OPTIONS of onnxprune compress]
 
 DATA holds ``models/`` (the ONNX files), ``cifar10/`` (train.parquet, test.parquet) and ``flickr1000/``
 (photos with labels.csv). Every row is one run of the command line with closed-form recovery; the figures
@@ -105,13 +105,17 @@ def main() -> None:
     parser.add_argument("extra", nargs="*", help="options passed on to onnxprune compress, after --")
     given = parser.parse_args()
     extra = (*given.extra, *(("--macs", given.macs) if given.macs else ()))
+    chosen = [row for row in ROWS if given.row is None or any(part in row.name for part in given.row)]
+    if not chosen:
+        parser.error(f"no row is called so; there are {', '.join(row.name for row in ROWS)}")
+    if given.out is not None:
+        given.out.mkdir(parents=True, exist_ok=True)
     print("| model | budget | MACs | parameters | top-1 | time | peak memory so far |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         out = given.out or Path(scratch)
-        for row in ROWS:
-            if given.row is None or any(part in row.name for part in given.row):
-                print(run(row, given.data, out, extra), flush=True)
+        for row in chosen:
+            print(run(row, given.data, out, extra), flush=True)
 
 
 if __name__ == "__main__":
