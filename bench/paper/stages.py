@@ -18,6 +18,7 @@ import torch
 from bench.paper.data import load_images
 from bench.paper.export import to_onnx
 from bench.paper.rows import Row
+from bench.paper.told import ToldProgress
 from bench.paper.train import Recipe, train
 from onnxprune.evaluate.datasets import Dataset, load_dataset
 from onnxprune.evaluate.metrics import evaluate_against
@@ -134,6 +135,7 @@ def _tuned(row: Row, job: Job, seed: int, folder: Path, log: Log) -> Figures:
     result = finetune(
         original, pruned, images, job.tuning,
         checkpoint=folder / "tuning", provider=job.provider, threads=job.threads, seed=seed,
+        progress=ToldProgress(log),
     )  # fmt: skip
     record_preprocess(result.model, preprocess_of(original) or IMAGENET)
     save(result.model, folder / "tuned.onnx", overwrite=True)

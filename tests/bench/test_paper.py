@@ -122,6 +122,8 @@ def test_the_command_runs_seeds_and_prints_them_beside_what_was_published(
     main([*places, "--row", "tiny", *short], (replace(ROW, macs=0.8, params=None), other))
     out = capsys.readouterr().out
     assert "tiny, seed 1: epoch 1/1" in out
+    told = [line for line in out.splitlines() if "tiny, seed 1: fine-tune: " in line]
+    assert told and "100 %, loss " in told[-1] and told[-1].endswith("0 s left")
     assert "epoch 1/1" in (tmp_path / "tiny" / "seed-1" / "log.txt").read_text()
     lines = {line.split(" | ")[0]: line for line in out.splitlines() if "**onnxprune**" in line}
     tuned = [json.loads((tmp_path / f"tiny/seed-{seed}/tuned.json").read_text()) for seed in (0, 1)]
