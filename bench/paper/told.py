@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from onnxprune.progress import Stage
 
-PARTS = 20
-"""Lines for each stage, at most."""
+PARTS, APART = 20, 20.0
+"""Lines for each stage, at most, and seconds between them, at least; the last one is always told."""
 
 
 class ToldProgress:
@@ -28,15 +28,17 @@ class ToldProgress:
 class _Told:
     def __init__(self, log: Callable[[str], None], name: str, total: int) -> None:
         self._log, self._name, self._total = log, name, total
-        self._done, self._note, self._begin = 0, "", time.monotonic()
+        self._done, self._note = 0, ""
+        self._begin = self._last = time.monotonic()
 
     def advance(self, steps: int = 1) -> None:
         told = self._done * PARTS // self._total
         self._done += steps
-        if self._done * PARTS // self._total == told:
+        now, finished = time.monotonic(), self._done >= self._total
+        if self._done * PARTS // self._total == told or (now - self._last < APART and not finished):
             return
-        share = self._done / self._total
-        left = (time.monotonic() - self._begin) * max(0.0, 1.0 - share) / share
+        self._last, share = now, self._done / self._total
+        left = (now - self._begin) * max(0.0, 1.0 - share) / share
         parts = [f"{100 * share:.0f} %", *([self._note] if self._note else []), f"{left:.0f} s left"]
         self._log(f"{self._name}: {', '.join(parts)}")
 
