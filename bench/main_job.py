@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 IMAGENET = ("--mean", ".485,.456,.406", "--std", ".229,.224,.225")
@@ -104,8 +104,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="keep models and reports here")
     parser.add_argument("extra", nargs="*", help="options passed on to onnxprune compress, after --")
     given = parser.parse_args()
-    extra = (*given.extra, *(("--macs", given.macs) if given.macs else ()))
-    chosen = [row for row in ROWS if given.row is None or any(part in row.name for part in given.row)]
+    rows = [replace(row, macs=given.macs) for row in ROWS] if given.macs else ROWS
+    chosen = [row for row in rows if given.row is None or any(part in row.name for part in given.row)]
     if not chosen:
         parser.error(f"no row is called so; there are {', '.join(row.name for row in ROWS)}")
     if given.out is not None:
@@ -115,7 +115,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         out = given.out or Path(scratch)
         for row in chosen:
-            print(run(row, given.data, out, extra), flush=True)
+            print(run(row, given.data, out, tuple(given.extra)), flush=True)
 
 
 if __name__ == "__main__":
