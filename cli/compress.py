@@ -156,7 +156,8 @@ def compress(
     """
     config = collect_config(config_path, flags, needs_data=flags["plan"] is None)
     config.check_goal()
-    target = Path(str(config.target))
+    target = config.target
+    assert target is not None  # the command line names models by their paths
     check_outputs(
         {
             "-o": None if config.dry_run else target,

@@ -17,6 +17,7 @@ from .benchmark import benchmark
 from .compress import compress
 from .evaluate import evaluate
 from .inspect import inspect
+from .output import discard_output
 
 EXIT_BUG = 1
 EXIT_INTERRUPTED = 130
@@ -72,7 +73,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     settings: dict[str, Any] = {}
     if sys.stdout is None:  # closed by the caller
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # open until the process ends
+        discard_output()
     try:
         status = group.main(
             None if arguments is None else list(arguments),

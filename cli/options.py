@@ -143,8 +143,11 @@ def collect_config(
 
     Flags that were not given are None, False or empty, and leave the file's values alone.
     """
-    given = {name: value for name, value in flags.items() if value is not None and value is not False}
-    given = {name: value for name, value in given.items() if value != ()}
+    given = {
+        name: value
+        for name, value in flags.items()
+        if not (value is None or value is False or value == ())  # 0 is a value
+    }
     preprocess = {name: given.pop(name) for name in PREPROCESS_NAMES if name in given}
     if preprocess:
         given["preprocess"] = preprocess

@@ -174,6 +174,11 @@ def _identity(path: Path) -> object:
     return status.st_dev, status.st_ino
 
 
+def discard_output() -> None:
+    """Let standard output go nowhere from now on."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # open until the process ends
+
+
 @contextmanager
 def _printing() -> Iterator[None]:
     """Flush what is printed, and end in order where it can't be: UsageError, or no word to a closed pipe."""
@@ -181,8 +186,7 @@ def _printing() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except OSError as error:
-        # What is left in the buffer would fail once more when the process ends.
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        discard_output()  # what is left in the buffer would fail once more when the process ends
         if isinstance(error, BrokenPipeError):
             raise click.exceptions.Exit(_EXIT_PIPE) from error
         raise UsageError(

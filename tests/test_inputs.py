@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 import onnxprune
+from onnxprune.config import CompressConfig
 from onnxprune.errors import DataError, ModelError, UsageError
 from onnxprune_cli.main import run
 
@@ -87,7 +90,7 @@ def test_options_that_make_no_sense_are_usage_errors(options: dict[str, Any]) ->
 @pytest.mark.parametrize("model", [5, ["a.onnx"]])
 def test_a_model_is_a_path_or_a_model(model: object) -> None:
     with pytest.raises(UsageError, match="not a path"):
-        onnxprune.compress(model, data=str(DATA), macs=0.5)  # type: ignore[arg-type]
+        onnxprune.compress(model, data=str(DATA), macs=0.5)  # type: ignore[arg-type]  # the mistake that is tested
 
 
 @pytest.mark.parametrize(
@@ -109,30 +112,21 @@ def test_paths_that_the_system_refuses_are_no_bugs(
 
 
 def test_the_stages_take_models_as_paths_bytes_and_protos() -> None:
-    import onnx
-
     for model in (MODEL, str(MODEL), MODEL.read_bytes(), onnx.load(MODEL)):
         assert onnxprune.analyze_graph(model).groups
 
 
 def test_scores_that_are_not_numbers_are_reported() -> None:
-    import onnx
-    from onnx import helper
-
     model = onnx.load(MODEL)
     output = model.graph.output[0].name
     for node in model.graph.node:
         node.output[:] = ["inner" if name == output else name for name in node.output]
     model.graph.node.extend([helper.make_node("Log", ["inner"], [output])])
-    from onnxprune.config import CompressConfig
-
     report = onnxprune.evaluate(CompressConfig(model, data=str(DATA), split=":50"))
     assert any("the model gives scores that are not numbers" in warning for warning in report.warnings)
 
 
 def test_a_weight_that_is_no_number_is_named() -> None:
-    import onnx
-
     model = onnx.load(MODEL)
     tensor = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
     value = onnx.numpy_helper.to_array(tensor).copy()

@@ -8,6 +8,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.graph.fold import subgraphs, unique_name
+from onnxprune.io.limits import all_graphs
 
 
 def settle_choices(model: onnx.ModelProto) -> bool:
@@ -15,7 +16,11 @@ def settle_choices(model: onnx.ModelProto) -> bool:
     graph = model.graph
     overridable = {value.name for value in graph.input}
     constants = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in overridable}
-    taken = {*overridable, *_made(graph)}
+    taken: set[str] = set()
+    for inner in all_graphs(graph):
+        taken.update(value.name for value in inner.input)
+        taken.update(tensor.name for tensor in inner.initializer)
+        taken.update(name for node in inner.node for name in node.output)
     nodes: list[onnx.NodeProto] = []
     found = False
     for node in list(graph.node):
@@ -26,16 +31,6 @@ def settle_choices(model: onnx.ModelProto) -> bool:
         del graph.node[:]
         graph.node.extend(nodes)
     return found
-
-
-def _made(graph: onnx.GraphProto) -> set[str]:
-    """Names that a graph gives to values, those in its nodes' bodies included."""
-    names = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
-    for node in graph.node:
-        names.update(node.output)
-        for body in subgraphs(node):
-            names |= _made(body)
-    return names
 
 
 def _chosen(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> onnx.GraphProto | None:

@@ -24,6 +24,7 @@ from onnxprune.graph.prepare import initializer_origin, prepare
 from onnxprune.graph.shapes import infer_concrete, skeleton, stated_batch
 from onnxprune.graph.stored import is_quantizer, stored_constants
 from onnxprune.graph.structure import BoolArray, IntArray, PruningGraph, ResidualBranch, removed_branches
+from onnxprune.io.limits import all_graphs
 from onnxprune.io.share import equal_values, shared_initializers
 from onnxprune.profile.products import FloatArray, Products, ProductsBuilder
 
@@ -70,17 +71,15 @@ def count(model: onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | No
 
 def uncounted_bodies(model: onnx.ModelProto) -> tuple[str, ...]:
     """Names of the If, Loop and Scan nodes whose bodies hold contractions, which `count` leaves out."""
-
-    def contracts(graph: onnx.GraphProto) -> bool:
-        return any(
-            contraction(node) in _CONTRACTIONS or any(contracts(body) for body in subgraphs(node))
-            for node in graph.node
-        )
-
     return tuple(
         node.name or node.output[0]
         for node in model.graph.node
-        if any(contracts(body) for body in subgraphs(node))
+        if any(
+            contraction(inner) in _CONTRACTIONS
+            for body in subgraphs(node)
+            for graph in all_graphs(body)
+            for inner in graph.node
+        )
     )
 
 
