@@ -133,7 +133,9 @@ def check_outputs(
             )
         taken[identity] = option
         if option == "-o":  # the result may keep its weights beside it
-            taken[_identity(path.with_name(f"{path.name}.data"))] = option
+            from onnxprune.io.save import data_name
+
+            taken[_identity(path.with_name(data_name(path)))] = option
 
 
 def _paths(values: Iterable[object]) -> list[Path]:
