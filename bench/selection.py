@@ -70,7 +70,7 @@ def main() -> None:
         parser.add_argument(name)
     parser.add_argument("--scale", type=float)
     parser.add_argument("--calibration", type=int, default=1000)
-    parser.add_argument("--depth-weight", type=float, default=1.0)
+    parser.add_argument("--depth-weight")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
         "--method", action="append", help="only the method of this name, or those that hold it"

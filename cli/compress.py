@@ -58,7 +58,6 @@ METHOD = grouped(
     option(
         "Method",
         "--depth-weight",
-        type=float,
         metavar="X",
         help=f"Errors in the last layer count X times those in the first. {default_of('depth_weight')}",
     ),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from onnxprune.config import CompressConfig
@@ -31,12 +33,13 @@ EVALUATION_SAMPLES = 5_000
 class Calibration:
     """What a run learns from and is judged by.
 
-    ``classes`` (n,) numbers each calibration sample's class (or cluster of classes) from 0, and
-    ``names`` says what each number stands for. ``training`` is all that fine-tuning may use: the data without
-    what judges. ``evaluation`` is None where nothing can judge.
+    ``scores`` (n, C) are what the original gives each calibration sample. ``classes`` (n,) numbers its class
+    (or cluster of classes) from 0, and ``names`` says what each number stands for. ``training`` is all that
+    fine-tuning may use: the data without what judges. ``evaluation`` is None where nothing can judge.
     """
 
     samples: Dataset
+    scores: npt.NDArray[np.floating[Any]]
     classes: IntArray
     names: tuple[str, ...]
     training: Dataset
@@ -87,8 +90,9 @@ def open_calibration(model: onnx.ModelProto, config: CompressConfig, progress: P
     if evaluation is not None and evaluation.labels is not None:
         check_labels(evaluation.labels, scores.shape[1])
     return Calibration(
-        samples, classes, names, training, evaluation, session.batch, session.provider, tuple(warnings)
-    )
+        samples, scores, classes, names, training, evaluation,
+        session.batch, session.provider, tuple(warnings),
+    )  # fmt: skip
 
 
 def number_classes(

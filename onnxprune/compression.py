@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from onnxprune.calibration import Calibration, labelled
 from onnxprune.config import CompressConfig
+from onnxprune.depth import closest, depth_weights
 from onnxprune.errors import BudgetError, ModelError, UsageError
 from onnxprune.evaluate.gates import drop_gate
-from onnxprune.evaluate.metrics import Evaluation, evaluate_against
+from onnxprune.evaluate.metrics import Evaluation, divergences, evaluate_against, predict
 from onnxprune.goals import SEARCH_STEPS, Latencies, Original, macs_goal, plan_for, require_budgets
 from onnxprune.graph.check import verify
 from onnxprune.graph.plan import Plan
@@ -26,7 +27,7 @@ from onnxprune.io.share import united
 from onnxprune.profile.cost import CostModel
 from onnxprune.profile.features import collect_features
 from onnxprune.profile.gradients import collect_importance
-from onnxprune.profile.session import open_session
+from onnxprune.profile.session import Session, open_session
 from onnxprune.profile.statistics import collect_statistics
 from onnxprune.progress import Progress
 from onnxprune.recover.closed_form import LayerFit, recover
@@ -39,15 +40,22 @@ from onnxprune.select.rankings import LASSO_METHODS, PRICED_METHODS, STATISTICS_
 from onnxprune.select.select import chosen_groups, plan_within, protect_branches, rank, require_choices
 from onnxprune.sensitivity import class_structure
 
+Rankings = dict[float, list[Ranking]]
+"""Every group's ranking, by the weight of depth that its losses have."""
+
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan, the model it leads to, and what that model scores."""
+    """A plan, the model it leads to, what recovery did to its layers, and what it scores once that is known.
+
+    ``depth_weight`` is that of the losses it was chosen by, None for a plan of the user's own.
+    """
 
     plan: Plan
     model: onnx.ModelProto
-    evaluation: Evaluation | None
     fits: tuple[LayerFit, ...]
+    depth_weight: float | None = None
+    evaluation: Evaluation | None = None
     tuning: Finetuned | None = None
     classes: ClassStructure | None = None
     latencies: Latencies | None = None
@@ -92,15 +100,18 @@ class Run:
     def _chosen(self) -> Candidate:
         config = self.config
         if config.plan is not None:
-            return self._finish(self._saved_plan(config.plan))
+            return self._finish(self._recovered(self._saved_plan(config.plan)))
         rankings, classes = self._rankings()
-        if config.budgets:
+        if not config.budgets:
+            return replace(self._smallest_within_drop(rankings), classes=classes)
+
+        def planned(ranking: list[Ranking]) -> Plan:
             with self.clock("plan"):
-                plan = plan_for(
-                    self.graph, config, self.original, lambda goals: self._allocate(rankings, goals)
+                return plan_for(
+                    self.graph, config, self.original, lambda goals: self._allocate(ranking, goals)
                 )
-            return replace(self._finish(plan), classes=classes)
-        return replace(self._smallest_within_drop(rankings), classes=classes)
+
+        return replace(self._finish(self._closest(rankings, planned)), classes=classes)
 
     def _saved_plan(self, path: Path) -> Plan:
         try:
@@ -116,7 +127,7 @@ class Run:
         require_choices(self.graph, plan, self.config.keep, self.config.only, limits)
         return plan
 
-    def _rankings(self) -> tuple[list[Ranking], ClassStructure | None]:
+    def _rankings(self) -> tuple[Rankings, ClassStructure | None]:
         """The ranking of every group, and the classes' structure where the method looks at classes."""
         config, data = self.config, self.data
         if config.data_term != "contribution" and config.method not in LASSO_METHODS:
@@ -124,7 +135,7 @@ class Run:
                 f"--data-term is of no use with --method {config.method}",
                 hint=f"it is what these fit: {', '.join(LASSO_METHODS)}",
             )
-        if config.depth_weight != 1.0 and config.method not in PRICED_METHODS:
+        if config.depth_weight not in ("auto", 1.0) and config.method not in PRICED_METHODS:
             raise UsageError(
                 f"--depth-weight is of no use with --method {config.method}",
                 hint=f"it weighs losses, which these have: {', '.join(PRICED_METHODS)}",
@@ -136,9 +147,9 @@ class Run:
                     self.graph, groups, data.samples,
                     provider=config.provider, threads=config.threads, progress=self.progress,
                 )  # fmt: skip
-            return rank(self.graph, groups, config.method, importance=importance), None
+            return {1.0: rank(self.graph, groups, config.method, importance=importance)}, None
         if config.method not in STATISTICS_METHODS:
-            return rank(self.graph, groups, config.method, seed=config.seed), None
+            return {1.0: rank(self.graph, groups, config.method, seed=config.seed)}, None
         with self.clock("profile"):
             statistics = collect_statistics(
                 self.graph, data.samples, data.classes,
@@ -151,11 +162,14 @@ class Run:
                     provider=config.provider, threads=config.threads, progress=self.progress,
                 )  # fmt: skip
         with self.clock("select"):
-            rankings = rank(
-                self.graph, groups, config.method,
-                statistics=statistics, features=features, classes=data.classes,
-                depth_weight=config.depth_weight, seed=config.seed,
-            )  # fmt: skip
+            rankings = {
+                weight: rank(
+                    self.graph, groups, config.method,
+                    statistics=statistics, features=features, classes=data.classes,
+                    depth_weight=weight, seed=config.seed,
+                )
+                for weight in depth_weights(self.graph, config, len(data.samples))
+            }  # fmt: skip
         return rankings, class_structure(statistics, data.names)
 
     def _allocate(self, rankings: list[Ranking], goals: tuple[CostGoal, ...]) -> Plan:
@@ -164,33 +178,52 @@ class Run:
         graph = protect_branches(self.graph, self.config.keep)
         return plan_within(graph, rankings, goals, limits, self.config.method)
 
-    def _finish(self, plan: Plan, *, tune: bool = True) -> Candidate:
-        """Rewrite, verify, recover and evaluate; BudgetError where ``max_drop`` is exceeded.
+    def _closest(self, rankings: Rankings, planned: Callable[[list[Ranking]], Plan]) -> Candidate:
+        """Recover the plan of each ranking, and take the one that stays closest to the original."""
+        plans: dict[float, Plan] = {}
+        for weight, ranking in rankings.items():
+            plan = planned(ranking)
+            if not any(np.array_equal(plan.keep, other.keep) for other in plans.values()):
+                plans[weight] = plan
+        if len(plans) == 1:
+            ((weight, plan),) = plans.items()
+            return replace(self._recovered(plan, needed=not self._only_plans), depth_weight=weight)
+        tried = [replace(self._recovered(plan), depth_weight=weight) for weight, plan in plans.items()]
+        with self.clock("compare"):
+            scores = [predict(self._opened(entry.model), self.data.samples) for entry in tried]
+            return tried[closest([divergences(entry, self.data.scores) for entry in scores])]
+
+    @property
+    def _only_plans(self) -> bool:
+        """Whether nobody asks what the model is worth."""
+        return self.config.dry_run and self.config.max_drop is None
+
+    def _finish(self, candidate: Candidate, *, tune: bool = True) -> Candidate:
+        """Fine-tune and evaluate; BudgetError where ``max_drop`` is exceeded.
 
         Without ``tune``, fine-tuning is left out.
         """
-        with self.clock("rewrite"):
-            pruned = rewrite(self.graph, plan)
-        if self.config.verify:
-            with self.clock("verify"):
-                verify(self.graph, plan, pruned, seed=self.config.seed)
-        if self.config.dry_run and self.config.max_drop is None:
-            return Candidate(plan, pruned, None, ())
-        recovered, fits = self._recovered(plan, pruned)
-        tuning = None
-        if tune and self.config.recover == "finetune" and not plan.keep.all():
-            tuning = self._tuned(plan, recovered)
-            recovered = tuning.model
-        candidate = replace(self._scored(plan, recovered, fits), tuning=tuning)
+        if self._only_plans:
+            return candidate
+        if tune and self.config.recover == "finetune" and not candidate.plan.keep.all():
+            tuning = self._tuned(candidate.plan, candidate.model)
+            candidate = replace(candidate, model=tuning.model, tuning=tuning)
+        candidate = replace(candidate, evaluation=self._evaluation(candidate.model))
         if self.config.max_drop is not None:
             if candidate.evaluation is None:
                 raise BudgetError("--max-drop needs data to measure accuracy on", hint="give --eval-data")
             drop_gate(candidate.evaluation, self.config.max_drop).require()
         return candidate
 
-    def _recovered(self, plan: Plan, pruned: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[LayerFit, ...]]:
-        if self.config.recover == "none" or plan.keep.all():
-            return pruned, ()
+    def _recovered(self, plan: Plan, *, needed: bool = True) -> Candidate:
+        """Rewrite, verify and, where it is ``needed``, recover in closed form."""
+        with self.clock("rewrite"):
+            pruned = rewrite(self.graph, plan)
+        if self.config.verify:
+            with self.clock("verify"):
+                verify(self.graph, plan, pruned, seed=self.config.seed)
+        if not needed or self.config.recover == "none" or plan.keep.all():
+            return Candidate(plan, pruned, ())
         with self.clock("recover"):
             recovery = recover(
                 self.graph, plan, pruned, self.data.samples.arrays().inputs,
@@ -199,7 +232,7 @@ class Run:
                 new_bias=not (self.config.budget("params") or self.config.budget("size")),
                 seed=self.config.seed, progress=self.progress,
             )  # fmt: skip
-        return recovery.model, recovery.fits
+        return Candidate(plan, recovery.model, recovery.fits)
 
     def _tuned(self, plan: Plan, model: onnx.ModelProto) -> Finetuned:
         config = self.config
@@ -213,29 +246,36 @@ class Run:
                 provider=config.provider, threads=config.threads, seed=config.seed, progress=self.progress,
             )  # fmt: skip
 
-    def _scored(self, plan: Plan, model: onnx.ModelProto, fits: tuple[LayerFit, ...]) -> Candidate:
+    def _evaluation(self, model: onnx.ModelProto) -> Evaluation | None:
         if self.data.evaluation is None:
-            return Candidate(plan, model, None, fits)
+            return None
         with self.clock("evaluate"):
-            start = partial(open_session, provider=self.config.provider, threads=self.config.threads)
-            reference, session = start(self.source.model), start(model)
+            reference, session = self._opened(self.source.model), self._opened(model)
             judged = labelled(self.data.evaluation, reference, self.progress)
-            result = evaluate_against(session, reference, judged, progress=self.progress)
-        return Candidate(plan, model, result, fits)
+            return evaluate_against(session, reference, judged, progress=self.progress)
 
-    def _smallest_within_drop(self, rankings: list[Ranking]) -> Candidate:
+    def _opened(self, model: onnx.ModelProto) -> Session:
+        return open_session(model, provider=self.config.provider, threads=self.config.threads)
+
+    def _smallest_within_drop(self, rankings: Rankings) -> Candidate:
         """Bisect on the share of MACs for the smallest model that loses at most ``max_drop`` points.
 
         Candidates are recovered in closed form; fine-tuning is for the one that is chosen.
         """
         costs = CostModel.of(self.graph)
+
+        def tried(share: float) -> Candidate:
+            goals = (macs_goal(costs, share),)
+            return self._finish(
+                self._closest(rankings, lambda ranking: self._allocate(ranking, goals)), tune=False
+            )
+
         best: Candidate | None = None
         low, high = 0.0, 1.0
         for _ in range(SEARCH_STEPS):
             share = 0.5 * (low + high)
             try:
-                plan = self._allocate(rankings, (macs_goal(costs, share),))
-                best, high = self._finish(plan, tune=False), share
+                best, high = tried(share), share
             except BudgetError:
                 low = share
         if best is None:
@@ -243,7 +283,7 @@ class Run:
                 f"nothing could be removed within --max-drop {self.config.max_drop:g}",
                 hint="allow more points, or give more calibration data",
             )
-        return self._finish(best.plan) if self.config.recover == "finetune" else best
+        return self._finish(best) if self.config.recover == "finetune" else best
 
 
 def prunable_groups(graph: PruningGraph, config: CompressConfig) -> list[Group]:

@@ -60,8 +60,9 @@ class CompressConfig:
 
     method: Method = "stlp-ib"
     data_term: DataTerm = "contribution"
-    depth_weight: float = 1.0
-    """How much dearer an error is at the last layer than at the first, which later fits mend in part."""
+    depth_weight: float | Literal["auto"] = "auto"
+    """How much dearer an error is at the last layer than at the first, which later fits mend in part;
+    ``auto`` tries 1 and 3 on networks where that takes about a minute, and takes 1 on others."""
     recover: Recovery = "closed-form"
 
     epochs: float | None = None
@@ -121,10 +122,11 @@ class CompressConfig:
             _at_least("threads", self.threads, 1)
         _at_least("seed", self.seed, 0)
         self._check_tuning()
-        if not (_is_number(self.depth_weight) and 1e-3 <= self.depth_weight <= 1e3):
+        weight = self.depth_weight
+        if weight != "auto" and not (_is_number(weight) and 1e-3 <= weight <= 1e3):
             raise UsageError(
-                f"--depth-weight {self.depth_weight} is not between 0.001 and 1000",
-                hint="2 makes an error at the last layer twice as dear as at the first, 1 makes all alike",
+                f"--depth-weight {weight} is not between 0.001 and 1000",
+                hint="2 makes an error at the last layer twice as dear as at the first; auto tries 1 and 3",
             )
         if not (_is_number(self.max_group_ratio) and 0.0 < self.max_group_ratio <= 1.0):
             raise UsageError(
@@ -279,11 +281,12 @@ def _coerced(name: str, value: Any) -> Any:
     """``value`` in the type of its field, where options and TOML write it more loosely."""
     if name == "time_limit" and isinstance(value, str):
         return parse_seconds(value)
-    if name == "lr" and isinstance(value, str) and value != "auto":
+    if name in ("lr", "depth_weight") and isinstance(value, str) and value != "auto":
         try:
             return float(value)
         except ValueError:
-            raise UsageError(f"--lr {value!r} is no learning rate", hint="give a number, or auto") from None
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} takes a number, not {value!r}", hint="or auto") from None
     if name in ("output", "plan", "save_plan", "checkpoint"):
         if not isinstance(value, str | PathLike):
             raise UsageError(

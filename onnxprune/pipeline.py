@@ -148,6 +148,7 @@ def compress(
         chosen.tuning,
         chosen.classes,
         chosen.latencies,
+        chosen.depth_weight,
     )
     size = config.budget("size")
     limit = None if size is None else size.limit(original.bytes)
@@ -176,6 +177,7 @@ def select(
     *,
     method: str = "stlp-ib",
     limits: Limits | None = None,
+    depth_weight: float = 1.0,
     seed: int = 0,
 ) -> Plan:
     """The plan that brings ``graph`` down to a share ``budget`` of its MACs; see `rank`.
@@ -184,7 +186,7 @@ def select(
     can't be used here.
     """
     groups = prunable_groups(graph, CompressConfig(model=graph.model))
-    rankings = rank(graph, groups, method, statistics=statistics, seed=seed)
+    rankings = rank(graph, groups, method, statistics=statistics, depth_weight=depth_weight, seed=seed)
     return plan_within(graph, rankings, [macs_goal(CostModel.of(graph), budget)], limits or Limits(), method)
 
 

@@ -117,11 +117,19 @@ def compare_scores(scores: FloatArray, reference: FloatArray) -> Fidelity:
         )
     finite = ~(np.isnan(scores).any(axis=1) | np.isnan(reference).any(axis=1))
     same = (scores.argmax(axis=1) == reference.argmax(axis=1)) & finite
-    p, q = distribution(reference), distribution(scores)
-    ratio = np.log(np.maximum(p, _SMALLEST)) - np.log(np.maximum(q, _SMALLEST))
-    divergence = np.maximum((p * ratio).sum(axis=1), 0.0)
+    divergence = divergences(scores, reference)
     usable = divergence[np.isfinite(divergence)]
     return Fidelity(len(scores), int(same.sum()), float(usable.mean()) if usable.size else _WORST_KL)
+
+
+def divergences(scores: FloatArray, reference: FloatArray) -> npt.NDArray[np.float64]:
+    """Divergence (n,) of each row of ``scores`` (n, C) from the original's ``reference``, as in `Fidelity`.
+
+    NaN where a row holds one.
+    """
+    p, q = distribution(reference), distribution(scores)
+    ratio = np.log(np.maximum(p, _SMALLEST)) - np.log(np.maximum(q, _SMALLEST))
+    return np.asarray(np.maximum((p * ratio).sum(axis=1), 0.0))
 
 
 def distribution(scores: FloatArray) -> npt.NDArray[np.float64]:

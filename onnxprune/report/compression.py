@@ -43,6 +43,7 @@ def compression_report(
     tuning: Finetuned | None = None,
     classes: ClassStructure | None = None,
     latencies: Latencies | None = None,
+    depth_weight: float | None = None,
 ) -> CompressionReport:
     """What was done and measured; the counts are taken on ``model`` itself."""
     cost = original.count(model)
@@ -70,7 +71,7 @@ def compression_report(
             "name": config.method,
             "plan": None if config.plan is None else str(config.plan),
             "data_term": config.data_term,
-            "depth_weight": config.depth_weight,
+            "depth_weight": depth_weight,
             "recover": config.recover,
             "budgets": [str(budget) for budget in config.budgets],
             "max_drop": config.max_drop,
