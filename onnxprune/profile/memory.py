@@ -64,13 +64,13 @@ def _measure(request: Mapping[str, Any]) -> int | None:
     import numpy as np
     import onnxruntime as ort
 
-    from onnxprune.profile.providers import EXECUTION_PROVIDERS, choose_provider
+    from onnxprune.profile.providers import choose_provider, execution_providers
 
     options = ort.SessionOptions()
     options.log_severity_level = 4
     if request["threads"] is not None:
         options.intra_op_num_threads = request["threads"]
-    providers = EXECUTION_PROVIDERS[choose_provider(request["provider"])]
+    providers = execution_providers(choose_provider(request["provider"]))
     arrays = {name: np.zeros(shape, np.dtype(dtype)) for name, (shape, dtype) in request["inputs"].items()}
     _forget_peak()
     before = _status("VmRSS")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import os
 import sys
 from typing import TYPE_CHECKING, Final, Literal, cast
 
@@ -18,11 +19,19 @@ if TYPE_CHECKING:
 Provider = Literal["cpu", "cuda"]
 ProviderChoice = Literal["auto", "cpu", "cuda"]
 
-EXECUTION_PROVIDERS: Final[dict[Provider, list[str]]] = {
-    "cpu": ["CPUExecutionProvider"],
-    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
-}
 NO_CUDA_HINT: Final = "use --provider cpu, or auto, which takes a GPU where one works"
+
+
+def execution_providers(provider: Provider) -> list[str | tuple[str, dict[str, int]]]:
+    """What onnxruntime is asked for, first choice first; a GPU by its index."""
+    if provider == "cpu":
+        return ["CPUExecutionProvider"]
+    return [("CUDAExecutionProvider", {"device_id": cuda_index()}), "CPUExecutionProvider"]
+
+
+def cuda_index() -> int:
+    """Which of the visible GPUs is this process's: the first, or the one that torchrun gives it."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def cuda_devices() -> int:
@@ -73,13 +82,14 @@ def algebra_device(provider: Provider) -> torch.device:
     """Where the algebra beside a session on ``provider`` runs: on its GPU, where torch can use one too."""
     import torch
 
-    return torch.device("cuda" if provider == "cuda" and torch.cuda.is_available() else "cpu")
+    if provider == "cuda" and torch.cuda.is_available():
+        return torch.device("cuda", cuda_index())
+    return torch.device("cpu")
 
 
 def check_provider(asked: Provider, session: ort.InferenceSession) -> None:
     """Raise UsageError where onnxruntime quietly took another provider than the one asked for."""
-    wanted = EXECUTION_PROVIDERS[asked][0]
-    if wanted not in cast(list[str], session.get_providers()):
+    if f"{asked.upper()}ExecutionProvider" not in cast(list[str], session.get_providers()):
         raise UsageError(
             f"onnxruntime did not start on {asked}",
             hint=f"CUDA 12 or 13 and cuDNN 9 must match the onnxruntime build; or {NO_CUDA_HINT}",

@@ -15,11 +15,11 @@ import onnxruntime as ort
 from onnxprune.errors import DataError, ModelError, UsageError
 from onnxprune.graph.extract import extract
 from onnxprune.profile.providers import (
-    EXECUTION_PROVIDERS,
     Provider,
     algebra_device,
     check_provider,
     choose_provider,
+    execution_providers,
 )
 from onnxprune.profile.spec import TensorSpec, describe_shape
 from onnxprune.profile.taps import detach_weights, weight_bytes
@@ -118,20 +118,21 @@ class Session:
         from torch.utils.dlpack import from_dlpack
 
         name = self.input.name
-        if algebra_device(self.provider).type == "cpu":
+        device = algebra_device(self.provider)
+        if device.type == "cpu":
             outputs = self.run({name: chunk})
             return {key: torch.from_numpy(_writable(value)) for key, value in outputs.items()}
         self._check({name: chunk})
         binding = self._session.io_binding()
         binding.bind_cpu_input(name, np.ascontiguousarray(chunk))
         for output in self._computed:
-            binding.bind_output(output, "cuda")
+            binding.bind_output(output, device.type, device.index)
         self._guard(lambda: self._session.run_with_iobinding(binding))
         binding.synchronize_outputs()
         values = [from_dlpack(value) for value in binding.get_outputs()]
         computed = dict(zip(self._computed, values, strict=True))
         return {
-            output: computed[output] if output in computed else torch.from_numpy(_writable(chunk)).cuda()
+            output: computed[output] if output in computed else torch.from_numpy(_writable(chunk)).to(device)
             for output in self.output_names
         }
 
@@ -262,7 +263,7 @@ def _start(model: onnx.ModelProto, options: ort.SessionOptions, provider: Provid
             options.add_external_initializers(list(weights), values)
         # onnxruntime's own fallback to another provider prints to standard output.
         session = ort.InferenceSession(
-            model.SerializeToString(), options, providers=EXECUTION_PROVIDERS[provider], enable_fallback=0
+            model.SerializeToString(), options, providers=execution_providers(provider), enable_fallback=0
         )
     except Exception as error:  # onnxruntime's errors share no base class
         raise ModelError(

@@ -189,7 +189,7 @@ class _Run:
         start = partial(open_session, original, provider=provider, threads=workers.kernel_threads)
         session = start()
         scores = scores_output(session)
-        self.processes: Processes = join_processes(algebra_device(session.provider).type == "cuda")
+        self.processes: Processes = join_processes(algebra_device(session.provider))
         self.device = self.processes.device
         student = Executor(pruned, outputs=[scores, *taps], device=self.device)
         if not student.weights:

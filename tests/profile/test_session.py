@@ -331,6 +331,7 @@ def test_a_device_whose_libraries_are_missing(
 def test_on_cuda_outputs_are_bound_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The binding itself, on a stand-in for a CUDA session: inputs from the host, outputs to the device."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
     bound: list[tuple[str, str]] = []
 
     class Binding:
@@ -338,8 +339,8 @@ def test_on_cuda_outputs_are_bound_to_the_device(monkeypatch: pytest.MonkeyPatch
             bound.append((name, "host"))
             self.array = array
 
-        def bind_output(self, name: str, device: str) -> None:
-            bound.append((name, device))
+        def bind_output(self, name: str, device: str, index: int) -> None:
+            bound.append((name, f"{device}:{index}"))
 
         def synchronize_outputs(self) -> None:
             bound.append(("", "synchronized"))
@@ -358,7 +359,7 @@ def test_on_cuda_outputs_are_bound_to_the_device(monkeypatch: pytest.MonkeyPatch
     )
     opened = session.Session(stand_in, "cuda", ["scores"])
     tensors = opened.run_torch(INPUTS)
-    assert bound == [("input", "host"), ("scores", "cuda"), ("", "synchronized")]
+    assert bound == [("input", "host"), ("scores", "cuda:3"), ("", "synchronized")]
     assert len(ran) == 1
     np.testing.assert_allclose(tensors["scores"].numpy(), INPUTS.sum(axis=(2, 3)), rtol=1e-6)
 
@@ -370,6 +371,23 @@ def test_the_algebra_stays_on_the_cpu_where_torch_has_no_gpu(
     monkeypatch.setattr("torch.cuda.is_available", lambda: usable)
     assert providers.algebra_device("cuda").type == ("cuda" if usable else "cpu")
     assert providers.algebra_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize(("rank", "index"), ((None, 0), ("0", 0), ("2", 2)))
+def test_each_process_of_torchrun_has_a_gpu_of_its_own(
+    rank: str | None, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    if rank is None:
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+    else:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert str(providers.algebra_device("cuda")) == f"cuda:{index}"
+    assert providers.execution_providers("cuda") == [
+        ("CUDAExecutionProvider", {"device_id": index}),
+        "CPUExecutionProvider",
+    ]
+    assert providers.execution_providers("cpu") == ["CPUExecutionProvider"]
 
 
 def test_a_gpu_that_torch_cannot_use_gives_tensors_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:

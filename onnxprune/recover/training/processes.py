@@ -52,18 +52,16 @@ class Processes:
         return float(value)
 
 
-def join_processes(cuda: bool) -> Processes:
-    """This process's place: alone, or in the group that torchrun's environment describes."""
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+def join_processes(device: torch.device) -> Processes:
+    """This process's place, with ``device``: alone, or in the group that torchrun's environment describes."""
     if not dist.is_available():
         return Processes(0, 1, device)
     if not dist.is_initialized():
         if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
             return Processes(0, 1, device)
-        if cuda:
+        if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if cuda else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return Processes(dist.get_rank(), dist.get_world_size(), device)
 
 
