@@ -552,3 +552,18 @@ def test_the_model_gets_its_own_layout_and_type(layout: str, dtype: int) -> None
     metrics = evaluate(session, dataset)
     expected = plain_counts(plain_scores(model, inputs), LABELS)
     assert (metrics.correct_top1, metrics.correct_top5) == expected
+
+
+@pytest.mark.parametrize("name", ("x.npz", "x.npy", "x.parquet"))
+def test_a_file_that_may_not_be_read_is_not_called_broken(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).write_bytes(b"whatever")
+
+    def refuse(self: Path, mode: str = "r") -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=r"can't read .*: Permission denied") as caught:
+        open_source(str(tmp_path / name))
+    assert caught.value.hint == "it must be there for you to read"
