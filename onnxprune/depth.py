@@ -37,13 +37,15 @@ def depth_weights(graph: PruningGraph, config: CompressConfig, samples: int) -> 
 def closest(divergences: Sequence[npt.NDArray[np.float64]]) -> int:
     """Which of several models has the lowest divergences (n,) from the original, sample by sample.
 
-    The first of them, unless the mean difference to another's is more than its standard error. Samples
-    without a finite divergence (NaN scores) count in no comparison with theirs.
+    The first of them, unless the mean difference to another's is more than its standard error. A model with
+    fewer samples without a finite divergence (NaN scores) goes first.
     """
     best = 0
     for index in range(1, len(divergences)):
-        change = divergences[index] - divergences[best]
-        change = change[np.isfinite(change)]
-        if len(change) > 1 and -change.mean() > change.std(ddof=1) / np.sqrt(len(change)):
+        old, new = divergences[best], divergences[index]
+        lost = int(np.isnan(new).sum()) - int(np.isnan(old).sum())
+        change = (new - old)[np.isfinite(new - old)]
+        closer = len(change) > 1 and -change.mean() > change.std(ddof=1) / np.sqrt(len(change))
+        if lost < 0 or (lost == 0 and closer):
             best = index
     return best

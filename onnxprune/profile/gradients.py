@@ -17,14 +17,13 @@ from torch.nn import functional
 
 from onnxprune.errors import ModelError
 from onnxprune.evaluate.datasets import Dataset
-from onnxprune.evaluate.metrics import check_labels, scores_output
+from onnxprune.evaluate.metrics import are_probabilities, check_labels, scores_output
 from onnxprune.graph.structure import FIXED, Group, Layer, PruningGraph
 from onnxprune.graph.weights import Constants, FloatArray
 from onnxprune.profile.providers import algebra_device
 from onnxprune.profile.session import open_session
 from onnxprune.progress import Progress
 from onnxprune.recover.executor import Executor
-from onnxprune.recover.training.distill import are_probabilities
 
 BATCH = 16
 """Samples whose gradients are summed before they are squared, where the model leaves it free."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from onnxprune.errors import DataError, UsageError
 from onnxprune.evaluate.datasets import Batch, Dataset
-from onnxprune.evaluate.metrics import scores_output
+from onnxprune.evaluate.metrics import are_probabilities, scores_output
 from onnxprune.profile.providers import algebra_device, choose_provider
 from onnxprune.profile.session import open_session
 from onnxprune.progress import Progress, SilentProgress, Stage
@@ -32,7 +32,6 @@ from onnxprune.recover.training.distill import (
     Join,
     Objective,
     Teacher,
-    are_probabilities,
     divergence,
 )
 from onnxprune.recover.training.learner import Learner
@@ -230,6 +229,9 @@ class _Run:
         digest = hashlib.sha256(pruned.SerializeToString(deterministic=True))
         digest.update(original.SerializeToString(deterministic=True))
         digest.update(json.dumps([asdict(settings), seed, len(dataset), self.processes.world]).encode())
+        for batch in self._judging_batches():
+            digest.update(batch.inputs.tobytes())
+        digest.update(b"" if dataset.labels is None else dataset.labels.tobytes())
         self.fingerprint = digest.hexdigest()
 
     def train(self, folder: Path | None, progress: Progress) -> Finetuned:

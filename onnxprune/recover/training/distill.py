@@ -17,7 +17,6 @@ from onnxprune.graph.structure import BoolArray, PruningGraph, removed_branches
 from onnxprune.profile.session import Session
 
 _SMALLEST = 1e-12
-_TOLERANCE = 1e-3
 
 MOST_JOINS = 3
 """Joins at which activations are compared."""
@@ -100,11 +99,6 @@ class Objective:
 def divergence(logits: Tensor, goal: Tensor) -> Tensor:
     """Mean Kullback-Leibler divergence of softmax(logits) from softmax(goal), both (n, C), in nats."""
     return F.kl_div(F.log_softmax(logits, 1), F.log_softmax(goal, 1), reduction="batchmean", log_target=True)
-
-
-def are_probabilities(scores: npt.NDArray[np.floating[npt.NBitBase]]) -> bool:
-    """Whether scores (n, C) are distributions already."""
-    return bool((scores >= 0).all() and (np.abs(scores.sum(axis=1) - 1.0) <= _TOLERANCE).all())
 
 
 def residual_joins(graph: PruningGraph, plan: Plan, most: int = MOST_JOINS) -> tuple[Join, ...]:

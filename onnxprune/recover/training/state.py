@@ -122,6 +122,8 @@ class TrainingState:
                 best.copy_(tensors[f"best/{name}"])
                 held: dict[str, Any] = self.optimizer.state[weight]
                 for key in keys:
+                    if f"{key}/{name}" not in tensors:  # no gradient reached this weight
+                        continue
                     value = tensors[f"{key}/{name}"]
                     # Counters stay on the CPU; moments lie in memory as their weights do.
                     moved = torch.empty_like(weight).copy_(value) if value.dim() else value
