@@ -106,8 +106,11 @@ def test_the_first_stays_unless_another_is_closer_by_more_than_the_standard_erro
     assert closest([first]) == 0
 
 
-def test_samples_whose_scores_are_not_numbers_count_in_no_comparison() -> None:
+def test_the_model_with_fewer_scores_that_are_not_numbers_goes_first() -> None:
     first, second = np.full(10, 1.0), np.full(10, 0.5)
     second[3] = np.nan
-    assert closest([first, second]) == 1
+    assert closest([first, second]) == 0
+    assert closest([second, first]) == 1
+    assert closest([second, np.where(np.isnan(second), second, 0.1)]) == 1
     assert closest([first, np.full(10, np.nan)]) == 0
+    assert closest([np.full(10, np.nan), first]) == 1

@@ -17,9 +17,11 @@ from onnxprune.evaluate.metrics import (
     Evaluation,
     Fidelity,
     Metrics,
+    are_probabilities,
     compare_scores,
     count_correct,
     distribution,
+    divergences,
     evaluate,
     evaluate_against,
     fidelity,
@@ -117,6 +119,20 @@ def test_probabilities_are_taken_as_they_are() -> None:
     certain = np.eye(5)
     assert np.array_equal(distribution(certain), certain)
     assert compare_scores(np.roll(certain, 1, axis=0), certain).kl == pytest.approx(-np.log(1e-12))
+
+
+def test_rows_that_are_not_numbers_or_not_quite_1_leave_the_others_as_they_are() -> None:
+    """Probabilities stay probabilities: one odd row must not send all others through a softmax."""
+    random = np.random.default_rng(0)
+    same = random.dirichlet(np.ones(5), 64)
+    broken, rounded = same.copy(), same.copy()
+    broken[3, 2] = np.nan
+    rounded[7] *= 1.002
+    assert are_probabilities(same) and are_probabilities(broken) and are_probabilities(rounded)
+    assert not are_probabilities(np.full((3, 4), np.nan)) and not are_probabilities(same + 1.0)
+    assert compare_scores(broken, same).kl == 0.0 and compare_scores(broken, same).agreeing == 63
+    assert compare_scores(rounded, same).kl == pytest.approx(0.0, abs=1e-4)
+    assert np.isnan(divergences(broken, same)).sum() == 1
 
 
 def test_one_pass_measures_both_models() -> None:

@@ -154,9 +154,31 @@ def test_checkpoints_of_other_runs_and_other_files_are_refused(tmp_path: Path) -
         finetune(
             model, damaged(model, 0.2), data(model), short, checkpoint=tmp_path, provider="cpu", threads=1
         )
+    with pytest.raises(UsageError, match="of another run"):
+        finetune(
+            model, damaged(model), data(model, seed=1), short, checkpoint=tmp_path, provider="cpu", threads=1
+        )
     next(tmp_path.iterdir()).write_bytes(b"nothing of the kind")
     with pytest.raises(UsageError, match="not a checkpoint"):
         finetune(model, damaged(model), data(model), short, checkpoint=tmp_path, provider="cpu", threads=1)
+
+
+def test_a_run_goes_on_where_no_gradient_reaches_a_weight(tmp_path: Path) -> None:
+    b = Builder(seed=1)
+    x = b.input((1, 8), dynamic=True)
+    y = b.shaped(b.node("Gemm", [x, b.weight(8, 4), b.weight(4)]), 1, 4)
+    gate = b.shaped(b.node("Gemm", [x, b.weight(8, 4), b.weight(4)]), 1, 4)
+    chosen = b.node("Cast", [b.node("ArgMax", [gate], axis=1, keepdims=1)], to=1)
+    model = b.model(b.like("Add", y, chosen))
+    samples = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float32)
+    dataset = load_dataset((samples, np.arange(100) % 4), open_session(model, provider="cpu").input)
+    short = replace(QUICK, epochs=1)
+    runs = [
+        finetune(model, damaged(model), dataset, short, checkpoint=tmp_path, provider="cpu", threads=1)
+        for _ in range(2)
+    ]
+    assert runs[0].model.SerializeToString() == runs[1].model.SerializeToString()
+    assert [run.steps for run in runs] == [runs[0].steps] * 2
 
 
 def test_runs_repeat_and_differ_by_seed() -> None:
