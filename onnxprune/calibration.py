@@ -13,7 +13,7 @@ from onnxprune.config import CompressConfig
 from onnxprune.errors import DataError
 from onnxprune.evaluate.datasets import Dataset, load_dataset
 from onnxprune.evaluate.metrics import check_labels, distribution, predict
-from onnxprune.evaluate.preprocess import preprocess_of
+from onnxprune.evaluate.preprocess import Preprocess, preprocess_of
 from onnxprune.evaluate.sampling import calibration_indices
 from onnxprune.graph.structure import IntArray
 from onnxprune.graph.weights import FloatArray
@@ -86,7 +86,7 @@ def open_calibration(model: onnx.ModelProto, config: CompressConfig, progress: P
         labels = scores.argmax(1).astype(np.int64)
         warnings.append("the data has no labels: the original model's own predictions stand in")
     classes, names = number_classes(labels, distribution(scores), data.class_names)
-    evaluation, training = _evaluation(config, data, chosen, session, warnings)
+    evaluation, training = _evaluation(config, data, data.preprocess or recorded, chosen, session, warnings)
     if evaluation is not None and evaluation.labels is not None:
         check_labels(evaluation.labels, scores.shape[1])
     return Calibration(
@@ -122,13 +122,21 @@ def number_classes(
 
 
 def _evaluation(
-    config: CompressConfig, data: Dataset, used: IntArray, session: Session, warnings: list[str]
+    config: CompressConfig,
+    data: Dataset,
+    known: Preprocess | None,
+    used: IntArray,
+    session: Session,
+    warnings: list[str],
 ) -> tuple[Dataset | None, Dataset]:
-    """The samples that judge, and those of ``data`` that may be learned from."""
+    """The samples that judge, and those of ``data`` that may be learned from.
+
+    ``known`` is the preprocessing of images for which nothing is asked.
+    """
     if config.eval_data is not None or config.eval_split is not None:
         source = config.data if config.eval_data is None else config.eval_data
         judging = load_dataset(
-            source, session.input, preprocess=config.preprocess or data.preprocess, split=config.eval_split,
+            source, session.input, preprocess=config.preprocess, recorded=known, split=config.eval_split,
             option="--eval-split", seed=config.seed,
         )  # fmt: skip
         if judging.labels is None and data.labels is not None:

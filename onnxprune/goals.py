@@ -169,17 +169,17 @@ def _within_size(
     allocate: Allocate,
 ) -> Plan:
     """Allocate by an estimate of the bytes, measured and corrected until the real file fits."""
-    everything = keep_all(graph)
-    limit = size.limit(original.bytes)
+    limit, whole = size.limit(original.bytes), original.stored(graph.model)
+    params = costs.params(keep_all(graph).keep)
     width = _bytes_per_parameter(graph)
-    offset = original.stored(graph.model) - width * costs.params(everything.keep)
     for _ in range(_SIZE_STEPS):
-        goal = CostGoal(costs, "size", limit, scale=width, offset=offset)
+        goal = CostGoal(costs, "size", limit, scale=width, offset=whole - width * params)
         plan = allocate((*goals, goal))
         real = original.stored(rewrite(graph, plan))
         if real <= limit:
             return plan
-        offset += real - goal.value(plan.keep) + 1
+        if removed := params - costs.params(plan.keep):
+            width = (whole - real) / removed
     raise BudgetError(f"no plan was found within {size}", hint="raise the size a little")
 
 

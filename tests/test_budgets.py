@@ -17,6 +17,7 @@ from onnxprune.io.load import load
 from onnxprune.profile.cost import count
 from onnxprune.report.schema import Latency
 from tests.model_builder import Builder
+from tests.quantized import quantize
 
 SAMPLE = Path(__file__).resolve().parent.parent / "samples" / "quickstart"
 MODEL = SAMPLE / "digits.onnx"
@@ -54,6 +55,16 @@ def test_the_written_file_meets_the_size_with_all_that_is_recorded(tmp_path: Pat
         == report.after.bytes
         <= limit
     )
+
+
+@pytest.mark.parametrize("share", (0.8, 0.6, 0.5))
+def test_a_quantized_model_meets_the_size_where_parameters_are_bytes(tmp_path: Path, share: float) -> None:
+    """An int8 level takes a quarter of what the first estimate, by its float parameters, says."""
+    images = np.load(SAMPLE / "digits.npz")["images"][:40].astype(np.float32).transpose(0, 3, 1, 2) / 255.0
+    model = quantize(onnx.load(MODEL), images, tmp_path, per_channel=True)
+    whole = len(model.SerializeToString())
+    after = compress(model, size=share).report.after.bytes
+    assert 0.97 * share * whole < after <= share * whole
 
 
 def test_external_data_counts_with_its_padding(external: Path, tmp_path: Path) -> None:

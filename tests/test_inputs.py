@@ -64,6 +64,26 @@ def test_evaluation_data_without_labels_is_said_to_be_so() -> None:
     assert not any("labels" in warning for warning in report.warnings)
 
 
+def test_each_kind_of_data_is_prepared_by_itself(tmp_path: Path) -> None:
+    """What images were given by default is not asked for arrays, and what the model records serves images."""
+    with np.load(DATA) as stored:
+        images = stored["images"][:60]
+    floats, labels = arrays()
+    plain = compress((images, labels), eval_data=(images, labels)).report
+    assert plain.before.metrics["top1"] > 90.0
+    for data, judging in (((images, labels), (floats, labels)), ("synthetic", (floats, labels))):
+        report = compress(data, eval_data=judging).report
+        assert report.before.metrics == plain.before.metrics
+    recorded = onnxprune.compress(
+        MODEL, data=(images, labels), preprocess={"mean": 0.1, "std": 0.9}, **OPTIONS
+    ).model
+    report = onnxprune.compress(
+        recorded, data=(floats, labels), eval_data=(images, labels), **{**OPTIONS, "macs": "90%"}
+    ).report
+    assert report.data["evaluation"]["preprocess"]["mean"] == [0.1]
+    assert report.data["calibration"]["preprocess"] is None
+
+
 def test_a_wrong_evaluation_split_is_called_by_its_name() -> None:
     with pytest.raises(UsageError, match="--eval-split 'a:b'"):
         compress(str(DATA), eval_split="a:b")

@@ -564,6 +564,6 @@ def test_a_file_that_may_not_be_read_is_not_called_broken(
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(DataError, match=r"can't read .*: Permission denied") as caught:
+    with pytest.raises(DataError, match=r"can't be read: Permission denied") as caught:
         open_source(str(tmp_path / name))
-    assert caught.value.hint == "it must be there for you to read"
+    assert caught.value.hint == "check its permissions"
