@@ -29,6 +29,10 @@ class ModelError(OnnxPruneError):
     exit_code = 3
 
 
+class NoGradientError(ModelError):
+    """The model has an op, or a form of one, that the executor can't run and so can't train through."""
+
+
 class PlanError(ModelError):
     """A pruning plan does not fit the model it is applied to."""
 

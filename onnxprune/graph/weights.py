@@ -133,9 +133,13 @@ class Affine:
 
     @property
     def dead(self) -> npt.NDArray[np.bool_]:
-        """Channels (C,) whose scale is too small to divide by."""
+        """Channels (C,) whose scale is too small to divide by, beside the median of those that have one.
+
+        The largest says nothing: a channel that never varies has a huge one.
+        """
         size = np.abs(self.scale)
-        return np.asarray(size < 1e-3 * max(float(size.max(initial=0.0)), 1e-30))
+        alive = size[size > 0.0]
+        return np.asarray(size < 1e-3 * (float(np.median(alive)) if len(alive) else 1.0))
 
     def select(self, channels: npt.NDArray[np.bool_]) -> Affine:
         """The map of the channels that a mask (C,) keeps."""

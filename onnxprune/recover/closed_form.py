@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx
 import torch
 
+from onnxprune.errors import NoGradientError
 from onnxprune.graph.joins import Targets
 from onnxprune.graph.kept import Kept
 from onnxprune.graph.plan import Plan
@@ -41,7 +42,8 @@ class LayerFit:
 
     Errors are mean squared at the layer's target (the residual join that it feeds, or what follows it
     affinely), summed over channels, on held-out samples, with the layer's old weights and with the
-    new ones; ``kept`` says whether the new ones stayed, ``reason`` why they did not.
+    new ones; ``kept`` says whether the new ones stayed, ``reason`` why they did not, ``unmoved`` why layers
+    in front of it could not be moved.
     """
 
     layer: str
@@ -50,6 +52,7 @@ class LayerFit:
     ridge: float
     kept: bool
     reason: str = ""
+    unmoved: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,16 +162,22 @@ class _Run:
     def serve(self, branch: Branch, start: Mark, fit: LayerFit) -> LayerFit:
         """Move the branch's producers to what its reader lacks, one after another, and fit that anew."""
         producers = [self.weights[layer.name] for layer in branch.producers if self._opened(layer) is None]
-        if fit.kept and can_judge(self.changed):
+        unmoved = "" if can_judge(self.changed) else "the model takes samples in batches alone"
+        if fit.kept and not unmoved:
             reader = self.weights[branch.reader.name].problem
             self.changed.rewind(start)
             moved = False
             for producer in producers:
                 self.changed.advance(producer.problem.layer.name)
-                moved |= move(producer, reader, self.original, self.changed, self.generator)
+                try:
+                    moved |= move(producer, reader, self.original, self.changed, self.generator)
+                except NoGradientError as error:
+                    unmoved = str(error)
             if moved:
                 again = self.refit(branch.reader)
                 fit = replace(again, error_before=fit.error_before) if again.kept else fit
+        if fit.kept and producers:
+            fit = replace(fit, unmoved=unmoved)
         for layer in branch.producers:
             self.weights.pop(layer.name, None)
         return fit

@@ -18,7 +18,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from onnxprune.errors import ModelError
 from onnxprune.graph.joins import Clip
 from onnxprune.graph.weights import FloatArray
 from onnxprune.recover.executor import Executor
@@ -50,14 +49,11 @@ def move(
     """Move ``producer`` towards what brings ``reader`` closer to its target, and write its weights.
 
     ``changed`` walks the pruned model and stands in front of the producer; ``original`` stands nowhere
-    behind the target. False, and the matrix as it was, where no step lowers the held-out error, and
-    where the model from the producer to the target can't be run backwards. See `can_judge`.
+    behind the target. False, and the matrix as it was, where no step lowers the held-out error. Raises
+    NoGradientError where the model from the producer to the target can't be run backwards. See `can_judge`.
     """
-    try:
-        behind = _Behind.of(producer.problem, reader, changed)
-        step = _step(producer, reader, behind, original, changed, generator)
-    except ModelError:  # an op, or a form of it, that the executor doesn't have
-        return False
+    behind = _Behind.of(producer.problem, reader, changed)
+    step = _step(producer, reader, behind, original, changed, generator)
     if step is None:
         return False
     start, norm = producer.now, producer.problem.norm
@@ -124,7 +120,7 @@ class _Behind:
 
     @classmethod
     def of(cls, producer: Problem, reader: Problem, changed: Walker) -> _Behind:
-        """Cut it out; ModelError where the executor can't run it."""
+        """Cut it out; NoGradientError where the executor can't run it."""
         layer, target = producer.layer, reader.target.tensor
         outputs = [target, layer.input, layer.output]
         executor = Executor(changed.segment([target]), trainable=(), outputs=outputs, device=changed.device)

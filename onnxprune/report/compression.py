@@ -116,11 +116,18 @@ def _score_warnings(evaluation: Evaluation | None) -> tuple[str, ...]:
 
 
 def _fit_warnings(fits: Sequence[LayerFit]) -> tuple[str, ...]:
-    left = [fit for fit in fits if not fit.kept]
-    if not left:
-        return ()
-    names = ", ".join(fit.layer for fit in left[:3]) + (", ..." if len(left) > 3 else "")
-    return (f"{len(left)} of {len(fits)} layers kept their weights in recovery ({names}): {left[0].reason}",)
+    left, unmoved = [fit for fit in fits if not fit.kept], [fit for fit in fits if fit.unmoved]
+    warnings = []
+    if left:
+        count = f"{len(left)} of {len(fits)} layers"
+        warnings.append(f"{count} kept their weights in recovery ({_some(left)}): {left[0].reason}")
+    if unmoved:
+        warnings.append(f"no layers were moved in front of {_some(unmoved)}: {unmoved[0].unmoved}")
+    return tuple(warnings)
+
+
+def _some(fits: Sequence[LayerFit]) -> str:
+    return ", ".join(fit.layer for fit in fits[:3]) + (", ..." if len(fits) > 3 else "")
 
 
 def _tuning_figures(tuning: Finetuned) -> dict[str, float | bool]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
+import torch
 
+from onnxprune.errors import ModelError
 from onnxprune.graph.analysis import analyze_graph
 from onnxprune.graph.joins import Targets
 from onnxprune.graph.plan import keep_all
@@ -16,8 +20,11 @@ from onnxprune.progress import SilentProgress
 from onnxprune.recover import closed_form
 from onnxprune.recover.affected import affected_layers, find_branches
 from onnxprune.recover.closed_form import recover
+from onnxprune.recover.executor import executor
+from onnxprune.recover.executor.registry import Call
 from onnxprune.recover.problem import LayerWeights
 from onnxprune.recover.producers import RIDGE, STEPS, line_search
+from onnxprune.report.compression import _fit_warnings
 from tests.model_builder import Builder
 from tests.plain import Array, finished, run, samples
 from tests.recover.nets import resnet
@@ -121,6 +128,43 @@ def test_no_ridge_of_a_movement_is_as_weak_as_fits_may_choose(monkeypatch: pytes
     strengths = [entry.solver.strength for entry in moved if entry.solver is not None]
     assert strengths and min(strengths) >= RIDGE
     assert min(fit.ridge for fit in result.fits) < RIDGE
+
+
+def test_an_op_without_gradients_leaves_producers_and_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graph = analyze_graph(resnet())
+    plan = keep_all(graph)
+    for group in graph.groups:
+        plan.keep[group.units[::2]] = False
+    inputs = samples(graph, 60)
+    options: dict[str, Any] = {"provider": "cpu", "threads": 1, "progress": SilentProgress()}
+    moved = recover(graph, plan, rewrite(graph, plan), inputs, **options)
+    assert not any(fit.unmoved for fit in moved.fits)
+    monkeypatch.setattr(executor, "find_op", lambda domain, op, opset: None)
+    alone = recover(graph, plan, rewrite(graph, plan), inputs, **options)
+    (reason, *_) = [fit.unmoved for fit in alone.fits if fit.unmoved]
+    assert reason.startswith("there are no gradients through ")
+    assert moved.model.SerializeToString() != alone.model.SerializeToString()
+    (warning,) = [text for text in _fit_warnings(alone.fits) if "moved" in text]
+    assert warning.startswith("no layers were moved in front of ") and warning.endswith(reason)
+
+
+def test_too_little_memory_is_an_error_and_no_reason_to_go_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = analyze_graph(resnet())
+    plan = keep_all(graph)
+    for group in graph.groups:
+        plan.keep[group.units[::2]] = False
+
+    def full(call: Call, *inputs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(executor, "find_op", lambda domain, op, opset: full)
+    with pytest.raises(ModelError, match="the device has too little memory for "):
+        recover(
+            graph, plan, rewrite(graph, plan), samples(graph, 60),
+            provider="cpu", threads=1, progress=SilentProgress(),
+        )  # fmt: skip
 
 
 def test_what_cannot_be_run_backwards_leaves_the_producer_as_it_is() -> None:

@@ -1,8 +1,8 @@
 """Running an ONNX graph in torch, op by op, so that its weights can be trained.
 
 The graph is not converted: nodes run in their order, on the table of ops in ``executor.ops``, and
-trained weights are put back into the same graph. Integers and shapes are computed as int64 on the
-CPU; half precision is computed in single.
+trained weights are put back into the same graph. Sizes and indices that the graph computes are int64 on
+the CPU; half precision is computed in single.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from onnx import AttributeProto, helper, inliner
 from torch import Tensor, nn
 
-from onnxprune.errors import ModelError, UsageError
+from onnxprune.errors import ModelError, NoGradientError, UsageError
 from onnxprune.recover.executor import ops as _ops  # noqa: F401  # registers the ops
 from onnxprune.recover.executor.fuse import ConvBatchNorm
 from onnxprune.recover.executor.registry import Call, Op, find_op, supported_ops
@@ -55,7 +55,8 @@ class Executor(nn.Module):
         ``outputs`` names the tensors to compute, any of the graph (default: the model's outputs).
         ``dtype`` is what floats of at most 32 bits are computed in.
 
-        Raises ModelError where an op, or a form of it, is not supported, or a tensor is unknown.
+        Raises NoGradientError where an op, or a form of it, is not supported, ModelError where a tensor is
+        unknown.
         """
         super().__init__()
         self.model = model
@@ -113,9 +114,9 @@ class Executor(nn.Module):
         if function is None:
             kind = f"{domain}.{node.op_type}" if domain else node.op_type
             elsewhere = "; or export for a newer opset" if (domain, node.op_type) in supported_ops() else ""
-            raise ModelError(
-                f"fine-tuning has no op {kind} of opset {opset} (node '{node.name or node.output[0]}')",
-                hint=f"use --recover closed-form, which needs no gradients{elsewhere}",
+            raise NoGradientError(
+                f"there are no gradients through {kind} of opset {opset} ('{node.name or node.output[0]}')",
+                hint=f"use --recover closed-form, which does without where it must{elsewhere}",
             )
         attributes = {entry.name: self._attribute(entry) for entry in node.attribute}
         outputs = tuple(node.output)
@@ -131,14 +132,16 @@ class Executor(nn.Module):
         return value.decode() if isinstance(value, bytes) else value
 
     def _run(self, step: _Step, values: dict[str, Tensor]) -> None:
+        given = _together([values[name] if name else None for name in step.inputs])
         try:
-            result = step.function(step.call, *[values[name] if name else None for name in step.inputs])
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            result = step.function(step.call, *given)
+        except torch.OutOfMemoryError as error:
             raise ModelError(
-                f"fine-tuning can't run {step.call.op} '{step.call.name}': {reason}",
-                hint="use --recover closed-form, which needs no gradients",
+                f"the device has too little memory for {step.call.op} '{step.call.name}'",
+                hint="use --provider cpu, or a device with more memory",
             ) from error
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise step.call.unsupported(str(error).split("\n", 1)[0] or type(error).__name__) from error
         for name, value in zip(
             step.outputs, result if isinstance(result, tuple) else (result,), strict=False
         ):
@@ -207,6 +210,23 @@ def _with_releases(steps: list[_Step], outputs: Sequence[str]) -> list[_Step]:
         later.update(step.inputs)
         result.append(replace(step, release=tuple(sorted(gone))))
     return result[::-1]
+
+
+def _together(values: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The inputs of a node, floats and masks moved to the device that any of them is on.
+
+    What shape arithmetic makes stays on the CPU until it meets activations; sizes and indices do for good.
+    """
+    devices = {value.device for value in values if value is not None and value.device.type != "cpu"}
+    if not devices:
+        return list(values)
+    (device,) = devices
+    return [
+        value.to(device)
+        if value is not None and (value.is_floating_point() or value.dtype == torch.bool)
+        else value
+        for value in values
+    ]
 
 
 def _is_small_float(value: Tensor) -> bool:

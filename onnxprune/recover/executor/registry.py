@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from onnxprune.errors import ModelError
+from onnxprune.errors import NoGradientError
 
 Result = Tensor | tuple[Tensor, ...]
 Op = Callable[..., Result]
@@ -58,11 +58,11 @@ class Call:
         stated = self.attributes.get(attribute)
         return None if stated is None else [int(value) for value in stated]
 
-    def unsupported(self, what: str) -> ModelError:
+    def unsupported(self, what: str) -> NoGradientError:
         """The error for a form of the op that the executor does not run."""
-        return ModelError(
-            f"fine-tuning can't run {self.op} '{self.name}': {what}",
-            hint="use --recover closed-form, which needs no gradients",
+        return NoGradientError(
+            f"there are no gradients through {self.op} '{self.name}': {what}",
+            hint="use --recover closed-form, which does without where it must",
         )
 
 

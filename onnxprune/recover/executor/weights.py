@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
-from onnxprune.errors import ModelError
+from onnxprune.errors import NoGradientError
 from onnxprune.graph.weights import replace_values
 from onnxprune.recover.executor.ops.shape import FLOATING
 
@@ -46,7 +46,7 @@ model's input. An added or multiplied constant of one element is part of a formu
 def constant_tensors(model: onnx.ModelProto) -> dict[str, TensorProto]:
     """Initializers and the values of Constant nodes of the main graph, by name; the model's own messages."""
     if model.graph.sparse_initializer:
-        raise ModelError("fine-tuning can't train sparse weights", hint="use --recover closed-form")
+        raise NoGradientError("there are no gradients for sparse weights", hint="use --recover closed-form")
     found = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
@@ -62,8 +62,8 @@ def read_tensor(tensor: TensorProto, floating: torch.dtype) -> Tensor:
     if tensor.data_type in FLOATING:
         return torch.from_numpy(np.array(array, dtype=np.float32)).to(floating)
     if array.dtype.kind not in "fiub" or array.dtype in (np.uint16, np.uint32, np.uint64):
-        raise ModelError(
-            f"fine-tuning can't read the constant '{tensor.name}' of type {array.dtype}",
+        raise NoGradientError(
+            f"there are no gradients beside the constant '{tensor.name}' of type {array.dtype}",
             hint="use --recover closed-form",
         )
     return torch.from_numpy(np.array(array))
