@@ -17,7 +17,7 @@ from onnxprune.evaluate.preprocess import Preprocess, preprocess_of
 from onnxprune.evaluate.sampling import calibration_indices
 from onnxprune.graph.structure import IntArray
 from onnxprune.graph.weights import FloatArray
-from onnxprune.profile.providers import algebra_device
+from onnxprune.profile.providers import Provider, algebra_device, cuda_devices
 from onnxprune.profile.session import Session, open_session
 from onnxprune.progress import Progress
 from onnxprune.select.classes import ClassTree, class_correlation, coarsen
@@ -45,7 +45,7 @@ class Calibration:
     training: Dataset
     evaluation: Dataset | None
     batch: int | None
-    provider: str
+    provider: Provider
     warnings: tuple[str, ...]
 
     @property
@@ -76,6 +76,8 @@ def open_calibration(model: onnx.ModelProto, config: CompressConfig, progress: P
         warnings.append(
             f"the data has {len(samples)} samples to calibrate on, fewer than {config.calibration}"
         )
+    if session.provider == "cpu" and config.provider == "auto" and cuda_devices():
+        warnings.append("onnxruntime can't use the GPU, so all runs on the CPU: --provider cuda says why")
     if session.provider != algebra_device(session.provider).type:
         warnings.append("the installed torch can't use the GPU: only the models run on it")
     scores = predict(session, samples, progress=progress)

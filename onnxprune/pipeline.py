@@ -120,6 +120,7 @@ def compress(
         source = replace(source, model=graph.model)
     with clock("data"):
         data = open_calibration(source.model, config, progress)
+    config = replace(config, provider=data.provider)  # one for the whole run, whatever auto found
     sizes = data.input_shapes
     if sizes is not None:  # what analysis guessed is now known
         with clock("analyse"):

@@ -49,6 +49,25 @@ def test_data_that_are_not_finite_are_refused(value: float) -> None:
             compress((images, labels), method=method, calibration=60)
 
 
+@pytest.mark.parametrize("method", ("stlp-ib", "obs", "wanda"))
+def test_a_sample_whose_squares_overflow_is_an_error_of_the_data(method: str) -> None:
+    images, labels = arrays()
+    images[7] *= np.float32(1e20)
+    with pytest.raises(DataError, match="go beyond single precision"):
+        compress((images, labels), method=method, calibration=60)
+
+
+def test_a_gpu_that_onnxruntime_cannot_use_is_not_passed_over_in_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("onnxprune.calibration.cuda_devices", lambda: 1)
+    images, labels = arrays()
+    for provider, said in (("auto", True), ("cpu", False)):
+        report = compress((images, labels), provider=provider, dry_run=True).report
+        assert any("can't use the GPU" in text for text in report.warnings) is said
+        assert report.method["provider"] == "cpu"
+
+
 def test_labels_beyond_the_models_classes_are_found_before_any_work() -> None:
     images, labels = arrays()
     for data, judging in ((labels + 3, labels), (labels, labels + 3)):

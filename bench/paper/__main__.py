@@ -17,10 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from onnx import TensorProto, helper
 
 from bench.paper.rows import ROWS, Row
 from bench.paper.stages import Job, run
 from bench.paper.table import table
+from onnxprune.profile.providers import Provider, algebra_device
+from onnxprune.profile.session import open_session
 
 
 def main(arguments: list[str] | None = None, rows: tuple[Row, ...] = ROWS) -> None:
@@ -55,13 +58,21 @@ def main(arguments: list[str] | None = None, rows: tuple[Row, ...] = ROWS) -> No
     print(table(given.out, rows), end="")
 
 
+def _provider(choice: str) -> Provider:
+    """What onnxruntime really starts on, before an hour of training goes by."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return open_session(model, provider=choice).provider
+
+
 def _job(row: Row, given: argparse.Namespace) -> Job:
-    cuda = given.device == "cuda" or (given.device == "auto" and torch.cuda.is_available())
+    device = algebra_device(_provider(given.device))
     folder = (given.data or Path()) / row.data
     job = Job(
         given.train or folder / "train.parquet",
         given.test or folder / "test.parquet",
-        torch.device("cuda" if cuda else "cpu"),
+        device,
         calibration=given.calibration,
         baseline=given.resnet56,
         threads=given.threads,

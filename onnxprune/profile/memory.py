@@ -64,19 +64,21 @@ def _measure(request: Mapping[str, Any]) -> int | None:
     import numpy as np
     import onnxruntime as ort
 
-    from onnxprune.profile.providers import choose_provider, execution_providers
+    from onnxprune.profile.providers import check_provider, choose_provider, execution_providers
 
     options = ort.SessionOptions()
     options.log_severity_level = 4
     if request["threads"] is not None:
         options.intra_op_num_threads = request["threads"]
-    providers = execution_providers(choose_provider(request["provider"]))
+    provider = choose_provider(request["provider"])
+    providers = execution_providers(provider)
     arrays = {name: np.zeros(shape, np.dtype(dtype)) for name, (shape, dtype) in request["inputs"].items()}
     _forget_peak()
     before = _status("VmRSS")
     if before is None:
         return None
-    session = ort.InferenceSession(request["path"], options, providers=providers)
+    session = ort.InferenceSession(request["path"], options, providers=providers, enable_fallback=0)
+    check_provider(provider, session)
     for _ in range(3):
         session.run(None, arrays)
     peak = _status("VmHWM")

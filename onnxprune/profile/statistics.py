@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from onnxprune.errors import DataError
 from onnxprune.evaluate.datasets import Dataset
 from onnxprune.graph.joins import Target, Targets
 from onnxprune.graph.structure import FIXED, IntArray, Layer, PruningGraph
@@ -120,7 +121,15 @@ class _Accumulator:
         self.of_class.zero_()
 
     def finish(self, depth: float) -> LayerStatistics:
-        """The statistics, their sums complete, of a layer at that ``depth``."""
+        """The statistics, their sums complete, of a layer at that ``depth``.
+
+        Raises DataError where they went beyond what single precision holds.
+        """
+        if not bool(self.gram.isfinite().all() and self.contributions.isfinite().all()):
+            raise DataError(
+                f"the squares of what '{self.layer.name}' reads go beyond single precision",
+                hint="some calibration sample is far from what the model was made for: leave it out",
+            )
         rows = self.class_rows.sum()
         energy = float((self.moments[1] / rows - (self.moments[0] / rows).square()).clamp_min(0).sum())
         return LayerStatistics(

@@ -95,10 +95,10 @@ class Ridge:
         left = left + torch.diag_embed(shrink)
         self._pull = shrink[:, :, None] * old
         self._factor, failed = torch.linalg.cholesky_ex(left)
-        self._left: Tensor | None = left if failed.any() else None
+        self._definite = not bool(failed.any())
 
     def solve(self, rows_targets: Tensor) -> Tensor:
-        """The matrix for the sums ``rows_targets``, both (G, d, O); the old one where they aren't finite."""
+        """The matrix for the sums ``rows_targets``, both (G, d, O); the old one where sums aren't finite."""
         return self._solved(rows_targets / self._count + self._pull, self._old)
 
     def change(self, sums: Sums) -> Tensor:
@@ -110,12 +110,7 @@ class Ridge:
         return self._solved(right, torch.zeros_like(right))
 
     def _solved(self, right: Tensor, otherwise: Tensor) -> Tensor:
-        if self._left is None:
-            return torch.cholesky_solve(right, self._factor)
-        if not (self._left.isfinite().all() and right.isfinite().all()):
-            return otherwise
-        solution: Tensor = torch.linalg.lstsq(self._left, right).solution
-        return solution
+        return torch.cholesky_solve(right, self._factor) if self._definite else otherwise
 
 
 def fit_matrix(

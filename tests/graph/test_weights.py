@@ -125,6 +125,9 @@ def test_chained_maps_and_their_selection() -> None:
     assert np.array_equal(some.scale, affine.scale[mask]) and np.array_equal(some.shift, affine.shift[mask])
     assert some.chain == ("a", "b")
     assert Affine(np.array([1.0, 1e-9, -1.0]), np.zeros(3)).dead.tolist() == [False, True, False]
+    # A filter that never varies has the scale 1 / sqrt(epsilon), and says nothing about the others.
+    assert not Affine(np.array([0.05, 316.0, 0.04]), np.zeros(3)).dead.any()
+    assert Affine(np.zeros(3), np.zeros(3)).dead.all()
 
 
 def image(b: Builder) -> str:
