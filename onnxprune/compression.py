@@ -27,6 +27,7 @@ from onnxprune.io.share import united
 from onnxprune.profile.cost import CostModel
 from onnxprune.profile.features import collect_features
 from onnxprune.profile.gradients import collect_importance
+from onnxprune.profile.providers import algebra_device
 from onnxprune.profile.session import Session, open_session
 from onnxprune.profile.statistics import collect_statistics
 from onnxprune.progress import Progress
@@ -34,6 +35,7 @@ from onnxprune.recover.closed_form import LayerFit, recover
 from onnxprune.recover.executor.weights import trainable_weights
 from onnxprune.recover.finetune import Finetuned, FinetuneSettings, finetune
 from onnxprune.recover.training.distill import residual_joins
+from onnxprune.recover.training.processes import join_processes
 from onnxprune.report.schema import ClassStructure
 from onnxprune.select.allocate import CostGoal, Limits, Ranking
 from onnxprune.select.rankings import LASSO_METHODS, PRICED_METHODS, STATISTICS_METHODS
@@ -205,9 +207,11 @@ class Run:
         """
         if self._only_plans:
             return candidate
-        if tune and self.config.recover == "finetune" and not candidate.plan.keep.all():
-            tuning = self._tuned(candidate.plan, candidate.model)
-            candidate = replace(candidate, model=tuning.model, tuning=tuning)
+        if tune and self.config.recover == "finetune":
+            candidate = self._agreed(candidate)
+            if not candidate.plan.keep.all():
+                tuning = self._tuned(candidate.plan, candidate.model)
+                candidate = replace(candidate, model=tuning.model, tuning=tuning)
         candidate = replace(candidate, evaluation=self._evaluation(candidate.model))
         if self.config.max_drop is not None:
             if candidate.evaluation is None:
@@ -233,6 +237,15 @@ class Run:
                 seed=self.config.seed, progress=self.progress,
             )  # fmt: skip
         return Candidate(plan, recovery.model, recovery.fits)
+
+    def _agreed(self, candidate: Candidate) -> Candidate:
+        """The main process's plan and model where torchrun started several: clocks and rounding differ."""
+        processes = join_processes(algebra_device(self.data.provider))
+        if processes.world == 1:
+            return candidate
+        model = onnx.ModelProto.FromString(processes.shared(candidate.model.SerializeToString()))
+        keep = np.frombuffer(processes.shared(candidate.plan.keep.tobytes()), np.bool_)
+        return replace(candidate, plan=Plan(keep), model=model)
 
     def _tuned(self, plan: Plan, model: onnx.ModelProto) -> Finetuned:
         config = self.config

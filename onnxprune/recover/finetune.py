@@ -339,10 +339,14 @@ class _Run:
 
     def _look(self, step: int, loss: float, rate: float) -> Check:
         """Judge the averaged weights on the held-out samples."""
+        same, kl = (self.processes.agreed(value) for value in self._judged())
+        return Check(step, step / self.steps_per_epoch, loss, rate, 100.0 * same, kl, len(self.held_out))
+
+    def _judged(self) -> tuple[float, float]:
+        """The share of held-out samples on which both name the same class, and the divergence in nats."""
         logits = self._held_out_logits()
-        same = float((logits.argmax(1) == self.goal.argmax(1)).double().mean())
-        kl = float(divergence(logits, self.goal.double()))
-        return Check(step, step / self.steps_per_epoch, loss, rate, 100.0 * same, kl, len(logits))
+        same = (logits.argmax(1) == self.goal.argmax(1)).double().mean()
+        return float(same), float(divergence(logits, self.goal.double()))
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:

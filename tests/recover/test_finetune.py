@@ -241,21 +241,42 @@ def test_settings_and_data_that_make_no_sense_are_refused() -> None:
 
 
 WORKER = """
-import sys
+import os, sys
 import onnx
 from tests.recover.test_finetune import QUICK, damaged, data, net
 from dataclasses import replace
 from onnxprune.recover.finetune import finetune
-import torch.distributed as dist
 model = net()
 short = replace(QUICK, epochs=2, batch_size=8)
 result = finetune(model, damaged(model), data(model), short, provider="cpu", threads=1)
-onnx.save(result.model, f"{sys.argv[1]}/{dist.get_rank()}.onnx")
-dist.destroy_process_group()
+onnx.save(result.model, f"{sys.argv[1]}/{os.environ['RANK']}.onnx")
+"""
+
+DIVIDED = """
+import os, sys
+from dataclasses import replace
+import onnx
+from onnxprune import compression, pipeline
+from onnxprune.recover import finetune
+from tests.recover.test_finetune import data, net
+second = os.environ["RANK"] == "1"
+allocate = compression.Run._allocate
+def less(run, ranking, goals):
+    return allocate(run, ranking, tuple(replace(goal, limit=0.7 * goal.limit) for goal in goals))
+if second:
+    compression.Run._allocate = less
+    finetune._Run._judged = lambda run: (0.0, 100.0)
+model = net()
+result = pipeline.compress(
+    model, data=data(model), macs=0.7, method="l1", recover="finetune", epochs=4, lr=1e-3, threads=1,
+    calibration=60, provider="cpu",
+)
+onnx.save(result.model, f"{sys.argv[1]}/{os.environ['RANK']}.onnx")
+result.save_plan(f"{sys.argv[1]}/{os.environ['RANK']}.json")
 """
 
 
-def test_two_processes_train_one_model(tmp_path: Path) -> None:
+def in_two_processes(script: str, folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -266,12 +287,29 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root),
         }  # fmt: skip
-        command = [sys.executable, "-c", WORKER, str(tmp_path)]
-        workers.append(subprocess.Popen(command, env=environment, cwd=root))
-    assert [worker.wait(120) for worker in workers] == [0, 0]
+        workers.append(
+            subprocess.Popen([sys.executable, "-c", script, str(folder)], env=environment, cwd=root)
+        )
+    try:
+        assert [worker.wait(120) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    in_two_processes(WORKER, tmp_path)
     first, second = (onnx.load(tmp_path / f"{rank}.onnx") for rank in range(2))
     assert first.SerializeToString() == second.SerializeToString()
     model = net()
     fresh = data(model, seed=9)
     before, after = (fidelity(m, model, fresh, provider="cpu") for m in (damaged(model), first))
     assert after.kl < before.kl
+
+
+def test_the_first_process_decides_for_all(tmp_path: Path) -> None:
+    """The second one has another plan and would end early, as other clocks and roundings may have it."""
+    in_two_processes(DIVIDED, tmp_path)
+    first, second = ((tmp_path / f"{rank}.onnx").read_bytes() for rank in range(2))
+    assert first == second
+    assert (tmp_path / "0.json").read_bytes() == (tmp_path / "1.json").read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -43,6 +44,14 @@ class Processes:
             for value in values:
                 dist.broadcast(value, 0)
 
+    def shared(self, value: bytes) -> bytes:
+        """The main process's bytes, in every process."""
+        if self.world == 1:
+            return value
+        boxed = [value]
+        dist.broadcast_object_list(boxed, 0)
+        return boxed[0]
+
     def agreed(self, number: float) -> float:
         """The main process's number, in every process: clocks differ, decisions must not."""
         if self.world == 1:
@@ -62,7 +71,13 @@ def join_processes(device: torch.device) -> Processes:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(_leave)
     return Processes(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def is_main_process() -> bool:
