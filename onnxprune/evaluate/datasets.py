@@ -232,10 +232,8 @@ def open_source(data: object, split: str | None = None) -> Source:
         return data
     if split is not None:
         raise DataError(f"data given as {type(data).__name__} has no split '{split}'", hint="use a row range")
-    if isinstance(data, tuple) and len(data) == 2:
-        return arrays.from_arrays(data[0], data[1], "arrays")
-    if isinstance(data, Mapping):
-        return arrays.from_mapping(data, "arrays")
+    if isinstance(data, Mapping) or (isinstance(data, tuple) and len(data) == 2):
+        return arrays.from_arrays(data, "arrays")
     return stream.collect(data, getattr(data, "__name__", type(data).__name__))
 
 

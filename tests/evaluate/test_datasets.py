@@ -354,6 +354,19 @@ def test_one_hot_and_unfit_labels() -> None:
     assert "label 9 is not among the model's 5 classes" in text
 
 
+def test_names_in_batches_are_numbered_over_all_batches() -> None:
+    order = np.argsort(LABELS, kind="stable")
+    batches = [
+        (IMAGES[rows], [f"class{label}" for label in LABELS[rows]]) for rows in np.split(order, [4, 15])
+    ]
+    expected = np.unique(LABELS[order], return_inverse=True)[1]
+    assert load_dataset(batches, SPEC).labels.tolist() == expected.tolist()
+    text = refused(lambda: load_dataset([(IMAGES[:3], [0, 1, 2]), (IMAGES[:3], np.eye(3))], SPEC))
+    assert "differ in form" in text
+    assert "2 samples but 3 labels" in refused(lambda: load_dataset([(IMAGES[:2], [1, 2, 3])], SPEC))
+    assert "a label of shape ()" in refused(lambda: load_dataset([(IMAGES[:2], 1)], SPEC))
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [

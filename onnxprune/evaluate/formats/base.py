@@ -118,6 +118,17 @@ def as_labels(values: npt.NDArray[Any], where: str) -> IntArray:
     return labels
 
 
+def join_labels(parts: list[npt.NDArray[Any]], where: str) -> IntArray:
+    """Class indices of labels that come in parts, numbered together; see `as_labels`."""
+    try:
+        joined = np.concatenate(parts)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"the labels of {where} differ in form", hint="give all of them in one form"
+        ) from error
+    return as_labels(joined, where)
+
+
 def pick_column(names: list[str], known: tuple[str, ...], what: str, where: str) -> str | None:
     """The one name in ``names`` that is called like ``what``; None if there is none.
 

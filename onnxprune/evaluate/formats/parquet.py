@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import DataError, UsageError
-from onnxprune.evaluate.formats.base import IMAGE_NAMES, LABEL_NAMES, Source, as_labels, decode, pick_column
+from onnxprune.evaluate.formats.base import IMAGE_NAMES, LABEL_NAMES, Source, decode, join_labels, pick_column
 from onnxprune.evaluate.transform import Samples
 from onnxprune.graph.structure import IntArray
 
@@ -53,7 +53,7 @@ class ParquetSource(Source):
         if len(self) == 0:
             raise DataError(f"{name} has no rows", hint="give one row for each image")
         self._cache: OrderedDict[int, list[Any] | npt.NDArray[Any]] = OrderedDict()
-        super().__init__(name, as_labels(np.concatenate(labels), name) if labels else None)
+        super().__init__(name, join_labels(labels, name) if labels else None)
 
     def __len__(self) -> int:
         """Number of rows."""

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import DataError
-from onnxprune.evaluate.formats.arrays import ArraySource, from_arrays, from_mapping
-from onnxprune.evaluate.formats.base import Source
+from onnxprune.evaluate.formats.arrays import ArraySource, from_arrays, take_arrays
+from onnxprune.evaluate.formats.base import Source, join_labels
 
 MAX_SAMPLES: Final = 100_000
 MAX_BYTES: Final = 4 << 30
@@ -62,10 +62,8 @@ def collect(batches: object, name: str) -> ArraySource:
     """
     if callable(batches):
         batches = batches()
-    if isinstance(batches, np.ndarray):
-        return from_arrays(batches, None, name)
-    if isinstance(batches, Mapping):
-        return from_mapping(batches, name)
+    if isinstance(batches, np.ndarray | Mapping):
+        return from_arrays(batches, name)
     if not isinstance(batches, Iterable):
         raise DataError(
             f"{name} gives {type(batches).__name__}, not batches", hint="yield arrays or (array, labels)"
@@ -76,7 +74,7 @@ def collect(batches: object, name: str) -> ArraySource:
     warnings: tuple[str, ...] = ()
     try:
         for batch in batches:
-            part = _batch(batch, name)
+            part = take_arrays(batch, name)
             if samples and (part.samples.shape[1:], part.samples.dtype) != (
                 samples[0].shape[1:],
                 samples[0].dtype,
@@ -85,7 +83,7 @@ def collect(batches: object, name: str) -> ArraySource:
             samples.append(part.samples)
             if part.labels is not None:
                 labels.append(part.labels)
-            count, size = count + len(part), size + part.samples.nbytes
+            count, size = count + len(part.samples), size + part.samples.nbytes
             if count >= MAX_SAMPLES or size >= MAX_BYTES:
                 warnings = (f"{name}: only the first {count} samples were read",)
                 break
@@ -99,16 +97,8 @@ def collect(batches: object, name: str) -> ArraySource:
         raise DataError(f"{name} yields no batches", hint="yield arrays or (array, labels)")
     if labels and len(labels) != len(samples):
         raise DataError(f"only some batches of {name} have labels", hint="yield labels with all or with none")
-    joined = np.concatenate(labels) if labels else None
+    joined = join_labels(labels, name) if labels else None
     return ArraySource(name, "batches", np.concatenate(samples), joined, warnings)
-
-
-def _batch(batch: object, name: str) -> ArraySource:
-    if isinstance(batch, Mapping):
-        return from_mapping(batch, name)
-    if isinstance(batch, tuple | list) and len(batch) == 2:
-        return from_arrays(batch[0], batch[1], name)
-    return from_arrays(batch, None, name)
 
 
 def _module(name: str) -> Any:
