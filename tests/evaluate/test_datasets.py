@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import warnings
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -365,6 +367,74 @@ def test_names_in_batches_are_numbered_over_all_batches() -> None:
     assert "differ in form" in text
     assert "2 samples but 3 labels" in refused(lambda: load_dataset([(IMAGES[:2], [1, 2, 3])], SPEC))
     assert "a label of shape ()" in refused(lambda: load_dataset([(IMAGES[:2], 1)], SPEC))
+
+
+MANY = np.arange(23) % 12
+"""Labels whose order as text is another than as numbers."""
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        MANY.astype(str).astype("S"),
+        MANY.astype(float).astype(str),
+        [f" {label} " for label in MANY],
+        np.array([Decimal(int(label)) for label in MANY]),
+        np.array([int(label) for label in MANY], dtype=object),
+    ],
+    ids=["bytes", "float text", "text", "decimals", "objects"],
+)
+def test_numbers_as_labels_in_any_form(labels: object) -> None:
+    assert load_dataset((IMAGES, labels), SPEC).labels.tolist() == MANY.tolist()
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ([10**30, *LABELS[1:]], "include 1e+30"),
+        (["1" * 400, *MANY[1:]], "not whole numbers"),
+        (MANY + 1e300, "include 1e+300"),
+        (MANY.astype(np.uint64) + np.uint64(2**63), "include 9.22337e+18"),
+        (["1.5"] * 23, "not whole numbers"),
+        (["-1"] * 23, "include -1"),
+        (["nan", *MANY[1:].astype(str)], "not whole numbers"),
+        ([None, *MANY[1:]], "type NoneType"),
+        (np.array(["cat", float("nan"), *MANY[2:]], dtype=object), "missing values"),
+        (np.array([b"\xff"] * 23), "not UTF-8"),
+    ],
+)
+def test_labels_that_are_no_class(labels: object, says: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert says in refused(lambda: load_dataset((IMAGES, labels), SPEC))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [str(label).encode() for label in MANY],
+        [str(float(label)) for label in MANY],
+        [[label] for label in MANY],
+        np.eye(12)[MANY].tolist(),
+    ],
+    ids=["binary", "float text", "lists", "one-hot"],
+)
+def test_label_columns_of_parquet(tmp_path: Path, labels: list[object]) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    table = pa.table({"x": IMAGES.reshape(23, -1).tolist(), "label": labels})
+    pq.write_table(table, tmp_path / "d.parquet", row_group_size=5)
+    assert open_source(tmp_path / "d.parquet").labels.tolist() == MANY.tolist()
+
+
+def test_uneven_label_lists_of_parquet_are_refused(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    for labels in ([[1], [2, 3]], [["a"], ["b"]], [{"a": 1}, {"a": 2}]):
+        pq.write_table(pa.table({"x": [[1], [2]], "label": labels}), tmp_path / "d.parquet")
+        assert "values of type" in refused(lambda: open_source(tmp_path / "d.parquet"))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from abc import ABC, abstractmethod
+from numbers import Number
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from onnxprune.graph.structure import IntArray
 IMAGE_SUFFIXES: Final = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"}
 )
+_LARGEST_LABEL: Final = 2**31 - 1
 IMAGE_NAMES: Final = ("image", "images", "img", "imgs", "x", "data", "input", "inputs", "pixel_values")
 LABEL_NAMES: Final = (
     "label",
@@ -87,7 +89,7 @@ def decode(data: bytes | Path, name: str) -> Image.Image:
 
 
 def as_labels(values: npt.NDArray[Any], where: str) -> IntArray:
-    """Class indices (n,) from a label array: integers, integral floats, a column, one-hot rows, or names.
+    """Class indices (n,) from a label array: whole numbers, also as text, a column, one-hot rows, or names.
 
     Names become indices in sorted order, as for class folders. Raises DataError for anything else.
     """
@@ -101,7 +103,16 @@ def as_labels(values: npt.NDArray[Any], where: str) -> IntArray:
             f"the labels of {where} have the shape {array.shape}", hint="give one class index for each sample"
         )
     if array.dtype.kind in "OUS":
-        return _from_texts([str(item) for item in array])
+        texts = [_text(item, where) for item in array]
+        try:
+            array = np.array([float(text) for text in texts])
+        except ValueError:
+            return np.unique(np.array(texts), return_inverse=True)[1].astype(np.int64)
+    return _whole(array, where)
+
+
+def _whole(array: npt.NDArray[Any], where: str) -> IntArray:
+    """Numbers (n,) as class indices; DataError where one can't be an index."""
     if array.dtype.kind == "f":
         if not bool(np.all(np.isfinite(array) & (array == np.rint(array)))):
             raise DataError(f"the labels of {where} are not whole numbers", hint="give class indices from 0")
@@ -109,13 +120,32 @@ def as_labels(values: npt.NDArray[Any], where: str) -> IntArray:
         raise DataError(
             f"the labels of {where} are {array.dtype}, not integers", hint="give class indices from 0"
         )
-    labels = array.astype(np.int64)
-    if labels.size and labels.min() < 0:
+    if array.size and array.min() < 0:
         raise DataError(
-            f"the labels of {where} include {labels.min()}",
+            f"the labels of {where} include {array.min():.6g}",
             hint="class indices start at 0; take unlabelled samples out, or leave all labels out",
         )
-    return labels
+    if array.size and array.max() > _LARGEST_LABEL:
+        raise DataError(
+            f"the labels of {where} include {array.max():.6g}", hint="give class indices, which count from 0"
+        )
+    return array.astype(np.int64)
+
+
+def _text(item: object, where: str) -> str:
+    """A number or name as text; DataError for other values, NaN among them."""
+    if isinstance(item, bytes):
+        try:
+            item = item.decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"the labels of {where} are not UTF-8", hint="give class indices") from error
+    if not isinstance(item, str | Number) or item != item:
+        kind = "missing values" if isinstance(item, Number) else f"values of type {type(item).__name__}"
+        raise DataError(
+            f"the labels of {where} include {kind}",
+            hint="give a class index or a name for each sample; take unlabelled samples out",
+        )
+    return str(item).strip()
 
 
 def join_labels(parts: list[npt.NDArray[Any]], where: str) -> IntArray:
@@ -146,11 +176,3 @@ def _is_one_hot(array: npt.NDArray[Any]) -> bool:
     if array.dtype.kind not in "iufb":
         return False
     return bool(np.all((array == 0) | (array == 1)) and np.all(array.sum(axis=1) == 1))
-
-
-def _from_texts(texts: list[str]) -> IntArray:
-    texts = [text.strip() for text in texts]
-    try:
-        return as_labels(np.array([int(text) for text in texts], dtype=np.int64), "the data")
-    except ValueError:
-        return np.unique(np.array(texts), return_inverse=True)[1].astype(np.int64)
