@@ -226,7 +226,13 @@ def test_labels_csv_with_more_columns_in_their_own_order(tmp_path: Path) -> None
 def test_names_as_labels_are_numbered_in_sorted_order(tmp_path: Path) -> None:
     labels_csv(tmp_path)
     (tmp_path / "labels.csv").write_text("file,label\n000.png,dog\n001.png,cat\n002.png,dog\n")
-    assert load_dataset(tmp_path, SPEC).labels.tolist() == [1, 0, 1]
+    np.savez(tmp_path / "names.npz", x=IMAGES[:3], y=["dog", "cat", "dog"])
+    for data in (tmp_path, tmp_path / "names.npz"):
+        dataset = load_dataset(data, SPEC)
+        assert dataset.labels.tolist() == [1, 0, 1]
+        assert "classes are numbered by their sorted names: 0 is 'cat'" in dataset.warnings
+        assert dataset.class_names == dataset.in_memory().class_names == ("cat", "dog")
+        assert dataset.warnings == dataset.in_memory().warnings
 
 
 @pytest.mark.parametrize(

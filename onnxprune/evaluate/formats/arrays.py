@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import DataError
-from onnxprune.evaluate.formats.base import IMAGE_NAMES, LABEL_NAMES, Source, as_labels, pick_column
+from onnxprune.evaluate.formats.base import IMAGE_NAMES, LABEL_NAMES, Labels, Source, as_labels, pick_column
 from onnxprune.evaluate.transform import Samples
 from onnxprune.graph.structure import IntArray
 
@@ -54,13 +54,13 @@ class ArraySource(Source):
         name: str,
         form: str,
         samples: Array,
-        labels: IntArray | None,
+        labels: Labels | None,
         warnings: tuple[str, ...] = (),
     ) -> None:
         """Check that there are samples, numeric ones, and as many labels; DataError otherwise."""
         super().__init__(name, labels, warnings)
         self.format = form
-        self.samples = Arrays(samples, labels).checked(name).samples
+        self.samples = Arrays(samples, self.labels).checked(name).samples
 
     def __len__(self) -> int:
         """Number of samples."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from numbers import Number
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +39,14 @@ LABEL_NAMES: Final = (
 )
 
 
+@dataclass(frozen=True)
+class Labels:
+    """Class indices (n,), and the names of classes 0, 1, ... where the data names them."""
+
+    indices: IntArray
+    names: tuple[str, ...] = ()
+
+
 class Source(ABC):
     """A data set as it lies on disk or in memory: ``len`` samples, read by index.
 
@@ -46,12 +55,12 @@ class Source(ABC):
     """
 
     format: str = ""
-    class_names: tuple[str, ...] = ()
 
-    def __init__(self, name: str, labels: IntArray | None, warnings: tuple[str, ...] = ()) -> None:
-        """Name it as the user did; ``labels`` (n,) or None."""
+    def __init__(self, name: str, labels: Labels | None, warnings: tuple[str, ...] = ()) -> None:
+        """Name it as the user did; ``labels`` of n samples or None."""
         self.name = name
-        self.labels = labels
+        self.labels = None if labels is None else labels.indices
+        self.class_names = () if labels is None else labels.names
         self.warnings = warnings
 
     @abstractmethod
@@ -88,8 +97,8 @@ def decode(data: bytes | Path, name: str) -> Image.Image:
         ) from error
 
 
-def as_labels(values: npt.NDArray[Any], where: str) -> IntArray:
-    """Class indices (n,) from a label array: whole numbers, also as text, a column, one-hot rows, or names.
+def as_labels(values: npt.NDArray[Any], where: str) -> Labels:
+    """Class indices from a label array: whole numbers, also as text, a column, one-hot rows, or names.
 
     Names become indices in sorted order, as for class folders. Raises DataError for anything else.
     """
@@ -107,8 +116,9 @@ def as_labels(values: npt.NDArray[Any], where: str) -> IntArray:
         try:
             array = np.array([float(text) for text in texts])
         except ValueError:
-            return np.unique(np.array(texts), return_inverse=True)[1].astype(np.int64)
-    return _whole(array, where)
+            names, indices = np.unique(np.array(texts), return_inverse=True)
+            return Labels(indices.astype(np.int64), tuple(names.tolist()))
+    return Labels(_whole(array, where))
 
 
 def _whole(array: npt.NDArray[Any], where: str) -> IntArray:
@@ -148,7 +158,7 @@ def _text(item: object, where: str) -> str:
     return str(item).strip()
 
 
-def join_labels(parts: list[npt.NDArray[Any]], where: str) -> IntArray:
+def join_labels(parts: list[npt.NDArray[Any]], where: str) -> Labels:
     """Class indices of labels that come in parts, numbered together; see `as_labels`."""
     try:
         joined = np.concatenate(parts)

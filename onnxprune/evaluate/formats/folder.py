@@ -12,6 +12,7 @@ from onnxprune.errors import DataError
 from onnxprune.evaluate.formats.base import (
     IMAGE_SUFFIXES,
     LABEL_NAMES,
+    Labels,
     Source,
     as_labels,
     decode,
@@ -34,10 +35,10 @@ class ImageFiles(Source):
         name: str,
         form: str,
         files: list[Path],
-        labels: IntArray | None,
+        labels: Labels | None,
         warnings: tuple[str, ...] = (),
     ) -> None:
-        """Files in order, with ``labels`` (n,) or None; ``form`` names the kind of folder."""
+        """Files in order, with their ``labels`` or None; ``form`` names the kind of folder."""
         super().__init__(name, labels, warnings)
         self.format = form
         self.files = files
@@ -85,12 +86,8 @@ def _from_classes(classes: list[Path], name: str) -> Source:
         found = _images(folder, deep=True)
         files += found
         labels += [int(folder.name) if numbered else position] * len(found)
-    warnings: tuple[str, ...] = ()
-    if not numbered:
-        warnings = (f"classes are numbered by the sorted names of the folders: 0 is '{names[0]}'",)
-    source = ImageFiles(name, "class folders", files, np.array(labels, dtype=np.int64), warnings)
-    source.class_names = () if numbered else tuple(names)
-    return source
+    indices = np.array(labels, dtype=np.int64)
+    return ImageFiles(name, "class folders", files, Labels(indices, () if numbered else tuple(names)))
 
 
 def _from_csv(folder: Path, name: str, split: str | None) -> Source:
