@@ -186,6 +186,32 @@ def test_hidden_and_foreign_files_are_left_out(tmp_path: Path) -> None:
     assert len(load_dataset(tmp_path, SPEC)) == 23
 
 
+def test_class_folders_without_images_keep_their_number(tmp_path: Path) -> None:
+    for name in ("ant", "cow"):
+        save_png(IMAGES[0], tmp_path / name / "a.png")
+    (tmp_path / "bee").mkdir()
+    (tmp_path / "bee" / "a.heic").write_text("no known suffix")
+    dataset = load_dataset(tmp_path, SPEC)
+    assert dataset.labels.tolist() == [0, 2] and dataset.class_names == ("ant", "bee", "cow")
+    assert any("no images in bee;" in warning for warning in dataset.warnings)
+    for name in ("10", "2"):
+        save_png(IMAGES[0], tmp_path / "numbered" / name / "a.png")
+    (tmp_path / "numbered" / "notes").mkdir()
+    assert load_dataset(tmp_path / "numbered", SPEC).labels.tolist() == [10, 2]
+    save_png(IMAGES[0], tmp_path / "numbered" / ("9" * 30) / "a.png")
+    assert "include 1e+30" in refused(lambda: load_dataset(tmp_path / "numbered", SPEC))
+
+
+def test_links_back_to_a_folder_are_not_followed(tmp_path: Path) -> None:
+    for name in ("ant", "bee"):
+        save_png(IMAGES[0], tmp_path / name / "a.png")
+        (tmp_path / name / "root").symlink_to("..")
+        (tmp_path / name / "self").symlink_to(".")
+    assert load_dataset(tmp_path, SPEC).labels.tolist() == [0, 1]
+    (tmp_path / "cow").symlink_to("ant")
+    assert load_dataset(tmp_path, SPEC).labels.tolist() == [0, 1, 2]
+
+
 def test_plain_images_have_no_labels(tmp_path: Path) -> None:
     save_png(IMAGES[0], tmp_path / "b.png")
     save_png(IMAGES[1], tmp_path / "a.png")
