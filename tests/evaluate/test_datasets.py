@@ -496,6 +496,16 @@ def test_failing_functions_are_named_in_one_line(tmp_path: Path, monkeypatch: py
     assert len(load_dataset("stream_for_errors:images", SPEC)) == 23
 
 
+def test_python_objects_that_fail_are_named_in_one_line() -> None:
+    torch = pytest.importorskip("torch")
+    text = refused(lambda: load_dataset(lambda: 1 / 0, SPEC))
+    assert "<lambda> failed: ZeroDivisionError" in text
+    tensor = torch.zeros((23, 3, 8, 8), requires_grad=True)
+    for data in ((tensor, LABELS), [(tensor, LABELS)], {"x": tensor}):
+        text = refused(lambda data=data: load_dataset(data, SPEC))
+        assert "does not give arrays: RuntimeError" in text and "requires grad" in text
+
+
 def test_streams_are_read_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "MAX_SAMPLES", 10)
 

@@ -12,7 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import DataError
-from onnxprune.evaluate.formats.base import IMAGE_NAMES, LABEL_NAMES, Labels, Source, as_labels, pick_column
+from onnxprune.evaluate.formats.base import (
+    IMAGE_NAMES,
+    LABEL_NAMES,
+    Labels,
+    Source,
+    as_labels,
+    pick_column,
+    user_code,
+)
 from onnxprune.evaluate.transform import Samples
 from onnxprune.graph.structure import IntArray
 
@@ -115,10 +123,8 @@ def take_arrays(data: object, name: str) -> Arrays:
         samples, labels = data[image_key], None if label_key is None else data[label_key]
     elif isinstance(data, tuple | list) and len(data) == 2:
         samples, labels = data
-    try:
+    with user_code(f"{name} does not give arrays", hint="give numpy arrays"):
         taken = Arrays(np.asarray(samples), None if labels is None else np.asarray(labels))
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{name} does not give arrays: {error}", hint="give numpy arrays") from error
     return taken.checked(name)
 
 

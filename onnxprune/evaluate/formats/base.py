@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Number
 from pathlib import Path
@@ -70,6 +72,18 @@ class Source(ABC):
     @abstractmethod
     def read(self, indices: IntArray) -> Samples:
         """Raw samples at ``indices``; DataError where one can't be read."""
+
+
+@contextmanager
+def user_code(failing: str, hint: str) -> Iterator[None]:
+    """Whatever the user's own code raises in the block as a DataError of one line that names it."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # it may raise anything
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+        raise DataError(f"{failing}: {cause}", hint=hint) from error
 
 
 def decode(data: bytes | Path, name: str) -> Image.Image:
