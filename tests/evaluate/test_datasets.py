@@ -562,6 +562,19 @@ def test_an_image_that_is_cut_short_is_named(tmp_path: Path) -> None:
     assert "004.png" in refused(lambda: list(dataset.batches(4)))
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_images_of_32_bit_pixels_are_refused(tmp_path: Path, dtype: type) -> None:
+    Image.fromarray(IMAGES[0, ..., 0].astype(dtype)).save(tmp_path / "deep.tif")
+    text = refused(lambda: load_dataset(tmp_path, SPEC))
+    assert "deep.tif opens with 32-bit pixels" in text and "convert it" in text
+
+
+def test_images_of_16_bits_keep_their_upper_8(tmp_path: Path) -> None:
+    Image.fromarray(IMAGES[0, ..., 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    gray = TensorSpec("x", np.dtype(np.float32), (None, 1, 8, 8))
+    assert np.array_equal(load_dataset(tmp_path, gray).arrays().inputs, as_inputs(IMAGES[:1, ..., :1]))
+
+
 def test_images_that_are_decompression_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_png(IMAGES[0], tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)

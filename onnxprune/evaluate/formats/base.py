@@ -87,14 +87,13 @@ def user_code(failing: str, hint: str) -> Iterator[None]:
 
 
 def decode(data: bytes | Path, name: str) -> Image.Image:
-    """A decoded image; DataError naming it where it is no image, broken, or absurdly large."""
+    """A decoded image; DataError naming it where it is none, broken, absurdly large, or of 32-bit pixels."""
     try:
         with warnings.catch_warnings():
             # Pillow warns on stderr at half the size at which it refuses.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
             image.load()
-            return image
     except FileNotFoundError as error:
         raise DataError(f"no such image: {name}", hint="the folder changed while it was read") from error
     except Image.DecompressionBombError as error:
@@ -109,6 +108,12 @@ def decode(data: bytes | Path, name: str) -> Image.Image:
         raise DataError(
             f"image {name} can't be decoded: {error}", hint="it may be cut short: remove or replace the file"
         ) from error
+    if image.mode in ("I", "F"):  # Pillow's conversion would clip them at 255
+        raise DataError(
+            f"image {name} opens with 32-bit pixels, whose range is unknown",
+            hint="convert it to a PNG of 8 or 16 bits",
+        )
+    return image
 
 
 def as_labels(values: npt.NDArray[Any], where: str) -> Labels:
