@@ -550,6 +550,25 @@ def test_unknown_file_formats_and_columns(tmp_path: Path) -> None:
     assert "no split" in refused(lambda: load_dataset(tmp_path / "s.parquet", SPEC, split="train"))
 
 
+def test_columns_that_come_twice(tmp_path: Path) -> None:
+    text = refused(lambda: load_dataset({"x": IMAGES, "Label": LABELS, "label": LABELS}, SPEC))
+    assert "has its array of labels twice: Label, label" in text
+    assert len(load_dataset({"x": IMAGES, "Note": LABELS, "note": LABELS}, SPEC)) == 23
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    columns = [pa.array([b"image"]), pa.array([1]), pa.array([1])]
+    pq.write_table(pa.Table.from_arrays(columns, ["x", "label", "label"]), tmp_path / "d.parquet")
+    assert "has its label column twice: label, label" in refused(lambda: open_source(tmp_path / "d.parquet"))
+
+
+def test_a_link_that_leads_nowhere_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to("gone.png")
+    assert "a.png | the file is gone, or a link that leads nowhere" in refused(
+        lambda: load_dataset(tmp_path, SPEC)
+    )
+
+
 def test_an_image_that_is_cut_short_is_named(tmp_path: Path) -> None:
     labels_csv(tmp_path)
     whole = (tmp_path / "004.png").read_bytes()

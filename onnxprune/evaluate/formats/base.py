@@ -95,7 +95,9 @@ def decode(data: bytes | Path, name: str) -> Image.Image:
             image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
             image.load()
     except FileNotFoundError as error:
-        raise DataError(f"no such image: {name}", hint="the folder changed while it was read") from error
+        raise DataError(
+            f"no such image: {name}", hint="the file is gone, or a link that leads nowhere"
+        ) from error
     except Image.DecompressionBombError as error:
         raise DataError(
             f"image {name} is too large to decode safely", hint="scale it down or remove it"
@@ -193,12 +195,13 @@ def pick_column(names: list[str], known: tuple[str, ...], what: str, where: str)
 
     The order of ``known`` decides between several: ``label`` wins over ``fine_label``.
     """
-    lowered = {name.strip().lower(): name for name in names}
-    if len(lowered) < len(names):
-        raise DataError(
-            f"{where} names a {what} twice in different cases", hint=f"its names: {', '.join(names)}"
-        )
-    return next((lowered[name] for name in known if name in lowered), None)
+    called: dict[str, list[str]] = {}
+    for name in names:
+        called.setdefault(name.strip().lower(), []).append(name)
+    found = next((called[name] for name in known if name in called), [])
+    if len(found) > 1:
+        raise DataError(f"{where} has its {what} twice: {', '.join(found)}", hint="keep one of them")
+    return found[0] if found else None
 
 
 def _is_one_hot(array: npt.NDArray[Any]) -> bool:
