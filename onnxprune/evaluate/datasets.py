@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from onnxprune.errors import DataError
 from onnxprune.evaluate.formats import arrays, folder, stream, synthetic
-from onnxprune.evaluate.formats.base import Source
+from onnxprune.evaluate.formats.base import Labels, Source
 from onnxprune.evaluate.formats.parquet import ParquetSource
 from onnxprune.evaluate.preprocess import Preprocess
 from onnxprune.evaluate.splits import Split
@@ -78,6 +78,8 @@ class Dataset:
     def warnings(self) -> tuple[str, ...]:
         """Remarks for the report: what was assumed, and what may cost accuracy."""
         remarks = list(self._source.warnings)
+        if self.class_names:
+            remarks.append(f"classes are numbered by their sorted names: 0 is '{self.class_names[0]}'")
         if self._transform.range_assumed:
             unit = "x / 255" if self._transform.settings.scale != 1.0 else "raw 0..255"
             remarks.append(f"no --mean, --std or --scale was given: images are fed as {unit}")
@@ -142,8 +144,9 @@ class Dataset:
             if part.shape[1:] != kept.shape[1:]:
                 raise DataError("the images differ in size", hint="--resize and --crop make them equal")
             kept[start : start + len(rows)] = part
+        labels = None if self.labels is None else Labels(self.labels, self.class_names)
         source = arrays.ArraySource(
-            self._source.name, self._source.format, kept, self.labels, self._source.warnings
+            self._source.name, self._source.format, kept, labels, self._source.warnings
         )
         done = replace(self._transform, settings=replace(self._transform.settings, resize=None, crop=None))
         return Dataset(source, done, np.arange(len(self)), self.labels, self._split)
@@ -232,10 +235,8 @@ def open_source(data: object, split: str | None = None) -> Source:
         return data
     if split is not None:
         raise DataError(f"data given as {type(data).__name__} has no split '{split}'", hint="use a row range")
-    if isinstance(data, tuple) and len(data) == 2:
-        return arrays.from_arrays(data[0], data[1], "arrays")
-    if isinstance(data, Mapping):
-        return arrays.from_mapping(data, "arrays")
+    if isinstance(data, Mapping) or (isinstance(data, tuple) and len(data) == 2):
+        return arrays.from_arrays(data, "arrays")
     return stream.collect(data, getattr(data, "__name__", type(data).__name__))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import warnings
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +186,32 @@ def test_hidden_and_foreign_files_are_left_out(tmp_path: Path) -> None:
     assert len(load_dataset(tmp_path, SPEC)) == 23
 
 
+def test_class_folders_without_images_keep_their_number(tmp_path: Path) -> None:
+    for name in ("ant", "cow"):
+        save_png(IMAGES[0], tmp_path / name / "a.png")
+    (tmp_path / "bee").mkdir()
+    (tmp_path / "bee" / "a.heic").write_text("no known suffix")
+    dataset = load_dataset(tmp_path, SPEC)
+    assert dataset.labels.tolist() == [0, 2] and dataset.class_names == ("ant", "bee", "cow")
+    assert any("no images in bee;" in warning for warning in dataset.warnings)
+    for name in ("10", "2"):
+        save_png(IMAGES[0], tmp_path / "numbered" / name / "a.png")
+    (tmp_path / "numbered" / "notes").mkdir()
+    assert load_dataset(tmp_path / "numbered", SPEC).labels.tolist() == [10, 2]
+    save_png(IMAGES[0], tmp_path / "numbered" / ("9" * 30) / "a.png")
+    assert "include 1e+30" in refused(lambda: load_dataset(tmp_path / "numbered", SPEC))
+
+
+def test_links_back_to_a_folder_are_not_followed(tmp_path: Path) -> None:
+    for name in ("ant", "bee"):
+        save_png(IMAGES[0], tmp_path / name / "a.png")
+        (tmp_path / name / "root").symlink_to("..")
+        (tmp_path / name / "self").symlink_to(".")
+    assert load_dataset(tmp_path, SPEC).labels.tolist() == [0, 1]
+    (tmp_path / "cow").symlink_to("ant")
+    assert load_dataset(tmp_path, SPEC).labels.tolist() == [0, 1, 2]
+
+
 def test_plain_images_have_no_labels(tmp_path: Path) -> None:
     save_png(IMAGES[0], tmp_path / "b.png")
     save_png(IMAGES[1], tmp_path / "a.png")
@@ -224,7 +252,13 @@ def test_labels_csv_with_more_columns_in_their_own_order(tmp_path: Path) -> None
 def test_names_as_labels_are_numbered_in_sorted_order(tmp_path: Path) -> None:
     labels_csv(tmp_path)
     (tmp_path / "labels.csv").write_text("file,label\n000.png,dog\n001.png,cat\n002.png,dog\n")
-    assert load_dataset(tmp_path, SPEC).labels.tolist() == [1, 0, 1]
+    np.savez(tmp_path / "names.npz", x=IMAGES[:3], y=["dog", "cat", "dog"])
+    for data in (tmp_path, tmp_path / "names.npz"):
+        dataset = load_dataset(data, SPEC)
+        assert dataset.labels.tolist() == [1, 0, 1]
+        assert "classes are numbered by their sorted names: 0 is 'cat'" in dataset.warnings
+        assert dataset.class_names == dataset.in_memory().class_names == ("cat", "dog")
+        assert dataset.warnings == dataset.in_memory().warnings
 
 
 @pytest.mark.parametrize(
@@ -354,6 +388,87 @@ def test_one_hot_and_unfit_labels() -> None:
     assert "label 9 is not among the model's 5 classes" in text
 
 
+def test_names_in_batches_are_numbered_over_all_batches() -> None:
+    order = np.argsort(LABELS, kind="stable")
+    batches = [
+        (IMAGES[rows], [f"class{label}" for label in LABELS[rows]]) for rows in np.split(order, [4, 15])
+    ]
+    expected = np.unique(LABELS[order], return_inverse=True)[1]
+    assert load_dataset(batches, SPEC).labels.tolist() == expected.tolist()
+    text = refused(lambda: load_dataset([(IMAGES[:3], [0, 1, 2]), (IMAGES[:3], np.eye(3))], SPEC))
+    assert "differ in form" in text
+    assert "2 samples but 3 labels" in refused(lambda: load_dataset([(IMAGES[:2], [1, 2, 3])], SPEC))
+    assert "a label of shape ()" in refused(lambda: load_dataset([(IMAGES[:2], 1)], SPEC))
+
+
+MANY = np.arange(23) % 12
+"""Labels whose order as text is another than as numbers."""
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        MANY.astype(str).astype("S"),
+        MANY.astype(float).astype(str),
+        [f" {label} " for label in MANY],
+        np.array([Decimal(int(label)) for label in MANY]),
+        np.array([int(label) for label in MANY], dtype=object),
+    ],
+    ids=["bytes", "float text", "text", "decimals", "objects"],
+)
+def test_numbers_as_labels_in_any_form(labels: object) -> None:
+    assert load_dataset((IMAGES, labels), SPEC).labels.tolist() == MANY.tolist()
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ([10**30, *LABELS[1:]], "include 1e+30"),
+        (["1" * 400, *MANY[1:]], "not whole numbers"),
+        (MANY + 1e300, "include 1e+300"),
+        (MANY.astype(np.uint64) + np.uint64(2**63), "include 9.22337e+18"),
+        (["1.5"] * 23, "not whole numbers"),
+        (["-1"] * 23, "include -1"),
+        (["nan", *MANY[1:].astype(str)], "not whole numbers"),
+        ([None, *MANY[1:]], "type NoneType"),
+        (np.array(["cat", float("nan"), *MANY[2:]], dtype=object), "missing values"),
+        (np.array([b"\xff"] * 23), "not UTF-8"),
+    ],
+)
+def test_labels_that_are_no_class(labels: object, says: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert says in refused(lambda: load_dataset((IMAGES, labels), SPEC))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [str(label).encode() for label in MANY],
+        [str(float(label)) for label in MANY],
+        [[label] for label in MANY],
+        np.eye(12)[MANY].tolist(),
+    ],
+    ids=["binary", "float text", "lists", "one-hot"],
+)
+def test_label_columns_of_parquet(tmp_path: Path, labels: list[object]) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    table = pa.table({"x": IMAGES.reshape(23, -1).tolist(), "label": labels})
+    pq.write_table(table, tmp_path / "d.parquet", row_group_size=5)
+    assert open_source(tmp_path / "d.parquet").labels.tolist() == MANY.tolist()
+
+
+def test_uneven_label_lists_of_parquet_are_refused(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    for labels in ([[1], [2, 3]], [["a"], ["b"]], [{"a": 1}, {"a": 2}]):
+        pq.write_table(pa.table({"x": [[1], [2]], "label": labels}), tmp_path / "d.parquet")
+        assert "values of type" in refused(lambda: open_source(tmp_path / "d.parquet"))
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -379,6 +494,16 @@ def test_failing_functions_are_named_in_one_line(tmp_path: Path, monkeypatch: py
     assert "RuntimeError: no disk" in refused(lambda: load_dataset("stream_for_errors:broken", SPEC))
     assert "no batches" in refused(lambda: load_dataset("stream_for_errors:nothing", SPEC))
     assert len(load_dataset("stream_for_errors:images", SPEC)) == 23
+
+
+def test_python_objects_that_fail_are_named_in_one_line() -> None:
+    torch = pytest.importorskip("torch")
+    text = refused(lambda: load_dataset(lambda: 1 / 0, SPEC))
+    assert "<lambda> failed: ZeroDivisionError" in text
+    tensor = torch.zeros((23, 3, 8, 8), requires_grad=True)
+    for data in ((tensor, LABELS), [(tensor, LABELS)], {"x": tensor}):
+        text = refused(lambda data=data: load_dataset(data, SPEC))
+        assert "does not give arrays: RuntimeError" in text and "requires grad" in text
 
 
 def test_streams_are_read_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,6 +550,25 @@ def test_unknown_file_formats_and_columns(tmp_path: Path) -> None:
     assert "no split" in refused(lambda: load_dataset(tmp_path / "s.parquet", SPEC, split="train"))
 
 
+def test_columns_that_come_twice(tmp_path: Path) -> None:
+    text = refused(lambda: load_dataset({"x": IMAGES, "Label": LABELS, "label": LABELS}, SPEC))
+    assert "has its array of labels twice: Label, label" in text
+    assert len(load_dataset({"x": IMAGES, "Note": LABELS, "note": LABELS}, SPEC)) == 23
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    columns = [pa.array([b"image"]), pa.array([1]), pa.array([1])]
+    pq.write_table(pa.Table.from_arrays(columns, ["x", "label", "label"]), tmp_path / "d.parquet")
+    assert "has its label column twice: label, label" in refused(lambda: open_source(tmp_path / "d.parquet"))
+
+
+def test_a_link_that_leads_nowhere_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to("gone.png")
+    assert "a.png | the file is gone, or a link that leads nowhere" in refused(
+        lambda: load_dataset(tmp_path, SPEC)
+    )
+
+
 def test_an_image_that_is_cut_short_is_named(tmp_path: Path) -> None:
     labels_csv(tmp_path)
     whole = (tmp_path / "004.png").read_bytes()
@@ -435,6 +579,19 @@ def test_an_image_that_is_cut_short_is_named(tmp_path: Path) -> None:
     assert "004.png" in refused(lambda: list(dataset.batches(4)))
     (tmp_path / "004.png").unlink()
     assert "004.png" in refused(lambda: list(dataset.batches(4)))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_images_of_32_bit_pixels_are_refused(tmp_path: Path, dtype: type) -> None:
+    Image.fromarray(IMAGES[0, ..., 0].astype(dtype)).save(tmp_path / "deep.tif")
+    text = refused(lambda: load_dataset(tmp_path, SPEC))
+    assert "deep.tif opens with 32-bit pixels" in text and "convert it" in text
+
+
+def test_images_of_16_bits_keep_their_upper_8(tmp_path: Path) -> None:
+    Image.fromarray(IMAGES[0, ..., 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    gray = TensorSpec("x", np.dtype(np.float32), (None, 1, 8, 8))
+    assert np.array_equal(load_dataset(tmp_path, gray).arrays().inputs, as_inputs(IMAGES[:1, ..., :1]))
 
 
 def test_images_that_are_decompression_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

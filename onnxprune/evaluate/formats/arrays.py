@@ -6,19 +6,52 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import DataError
-from onnxprune.evaluate.formats.base import IMAGE_NAMES, LABEL_NAMES, Source, as_labels, pick_column
+from onnxprune.evaluate.formats.base import (
+    IMAGE_NAMES,
+    LABEL_NAMES,
+    Labels,
+    Source,
+    as_labels,
+    pick_column,
+    user_code,
+)
 from onnxprune.evaluate.transform import Samples
 from onnxprune.graph.structure import IntArray
 
 Array = npt.NDArray[Any]
 
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+class Arrays(NamedTuple):
+    """Samples (n, ...) with their labels as they were given (n, ...), or None."""
+
+    samples: Array
+    labels: Array | None
+
+    def checked(self, name: str) -> Arrays:
+        """Itself, where there are samples, numeric ones, and as many labels; DataError otherwise."""
+        samples, labels = self
+        if samples.ndim < 2 or len(samples) == 0:
+            raise DataError(
+                f"{name} has no samples: an array of shape {samples.shape}",
+                hint="the first axis counts the samples",
+            )
+        if samples.dtype.kind not in "iufb":
+            raise DataError(f"{name} holds {samples.dtype}, not numbers", hint="give uint8 or float arrays")
+        if labels is not None and labels.shape[:1] != (len(samples),):
+            counted = f"{len(labels)} labels" if labels.ndim else "a label of shape ()"
+            raise DataError(
+                f"{name} has {len(samples)} samples but {counted}",
+                hint="give one label a sample, as an array (n,)",
+            )
+        return self
 
 
 class ArraySource(Source):
@@ -29,24 +62,13 @@ class ArraySource(Source):
         name: str,
         form: str,
         samples: Array,
-        labels: IntArray | None,
+        labels: Labels | None,
         warnings: tuple[str, ...] = (),
     ) -> None:
         """Check that there are samples, numeric ones, and as many labels; DataError otherwise."""
         super().__init__(name, labels, warnings)
         self.format = form
-        if samples.ndim < 2 or len(samples) == 0:
-            raise DataError(
-                f"{name} has no samples: an array of shape {samples.shape}",
-                hint="the first axis counts the samples",
-            )
-        if samples.dtype.kind not in "iufb":
-            raise DataError(f"{name} holds {samples.dtype}, not numbers", hint="give uint8 or float arrays")
-        if labels is not None and len(labels) != len(samples):
-            raise DataError(
-                f"{name} has {len(samples)} samples but {len(labels)} labels", hint="give one label a sample"
-            )
-        self.samples = samples
+        self.samples = Arrays(samples, self.labels).checked(name).samples
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -87,20 +109,23 @@ def open_npy(path: Path, name: str) -> Source:
     return ArraySource(name, "npy", samples, None)
 
 
-def from_arrays(samples: object, labels: object, name: str, form: str = "arrays") -> ArraySource:
-    """Samples (n, ...) and labels (n,) or None that are already in memory."""
-    try:
-        array = np.asarray(samples)
-        given = None if labels is None else np.asarray(labels)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{name} does not give arrays: {error}", hint="give numpy arrays") from error
-    return ArraySource(name, form, array, None if given is None else as_labels(given, name))
+def from_arrays(data: object, name: str) -> ArraySource:
+    """A source of what is already in memory: an array, (array, labels) or a mapping of these."""
+    samples, labels = take_arrays(data, name)
+    return ArraySource(name, "arrays", samples, None if labels is None else as_labels(labels, name))
 
 
-def from_mapping(values: Mapping[str, object], name: str) -> ArraySource:
-    """Arrays by name, as in a ``.npz``."""
-    image_key, label_key = _keys(list(values), name, None)
-    return from_arrays(values[image_key], None if label_key is None else values[label_key], name)
+def take_arrays(data: object, name: str) -> Arrays:
+    """The arrays of an array, a pair (array, labels) or a mapping as in a ``.npz``; DataError otherwise."""
+    samples, labels = data, None
+    if isinstance(data, Mapping):
+        image_key, label_key = _keys(list(data), name, None)
+        samples, labels = data[image_key], None if label_key is None else data[label_key]
+    elif isinstance(data, tuple | list) and len(data) == 2:
+        samples, labels = data
+    with user_code(f"{name} does not give arrays", hint="give numpy arrays"):
+        taken = Arrays(np.asarray(samples), None if labels is None else np.asarray(labels))
+    return taken.checked(name)
 
 
 def _keys(keys: list[str], name: str, split: str | None) -> tuple[str, str | None]:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import io
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Number
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +23,7 @@ from onnxprune.graph.structure import IntArray
 IMAGE_SUFFIXES: Final = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"}
 )
+_LARGEST_LABEL: Final = 2**31 - 1
 IMAGE_NAMES: Final = ("image", "images", "img", "imgs", "x", "data", "input", "inputs", "pixel_values")
 LABEL_NAMES: Final = (
     "label",
@@ -36,6 +41,14 @@ LABEL_NAMES: Final = (
 )
 
 
+@dataclass(frozen=True)
+class Labels:
+    """Class indices (n,), and the names of classes 0, 1, ... where the data names them."""
+
+    indices: IntArray
+    names: tuple[str, ...] = ()
+
+
 class Source(ABC):
     """A data set as it lies on disk or in memory: ``len`` samples, read by index.
 
@@ -44,12 +57,12 @@ class Source(ABC):
     """
 
     format: str = ""
-    class_names: tuple[str, ...] = ()
 
-    def __init__(self, name: str, labels: IntArray | None, warnings: tuple[str, ...] = ()) -> None:
-        """Name it as the user did; ``labels`` (n,) or None."""
+    def __init__(self, name: str, labels: Labels | None, warnings: tuple[str, ...] = ()) -> None:
+        """Name it as the user did; ``labels`` of n samples or None."""
         self.name = name
-        self.labels = labels
+        self.labels = None if labels is None else labels.indices
+        self.class_names = () if labels is None else labels.names
         self.warnings = warnings
 
     @abstractmethod
@@ -61,17 +74,30 @@ class Source(ABC):
         """Raw samples at ``indices``; DataError where one can't be read."""
 
 
+@contextmanager
+def user_code(failing: str, hint: str) -> Iterator[None]:
+    """Whatever the user's own code raises in the block as a DataError of one line that names it."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # it may raise anything
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+        raise DataError(f"{failing}: {cause}", hint=hint) from error
+
+
 def decode(data: bytes | Path, name: str) -> Image.Image:
-    """A decoded image; DataError naming it where it is no image, broken, or absurdly large."""
+    """A decoded image; DataError naming it where it is none, broken, absurdly large, or of 32-bit pixels."""
     try:
         with warnings.catch_warnings():
             # Pillow warns on stderr at half the size at which it refuses.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
             image.load()
-            return image
     except FileNotFoundError as error:
-        raise DataError(f"no such image: {name}", hint="the folder changed while it was read") from error
+        raise DataError(
+            f"no such image: {name}", hint="the file is gone, or a link that leads nowhere"
+        ) from error
     except Image.DecompressionBombError as error:
         raise DataError(
             f"image {name} is too large to decode safely", hint="scale it down or remove it"
@@ -84,10 +110,16 @@ def decode(data: bytes | Path, name: str) -> Image.Image:
         raise DataError(
             f"image {name} can't be decoded: {error}", hint="it may be cut short: remove or replace the file"
         ) from error
+    if image.mode in ("I", "F"):  # Pillow's conversion would clip them at 255
+        raise DataError(
+            f"image {name} opens with 32-bit pixels, whose range is unknown",
+            hint="convert it to a PNG of 8 or 16 bits",
+        )
+    return image
 
 
-def as_labels(values: npt.NDArray[Any], where: str) -> IntArray:
-    """Class indices (n,) from a label array: integers, integral floats, a column, one-hot rows, or names.
+def as_labels(values: npt.NDArray[Any], where: str) -> Labels:
+    """Class indices from a label array: whole numbers, also as text, a column, one-hot rows, or names.
 
     Names become indices in sorted order, as for class folders. Raises DataError for anything else.
     """
@@ -101,7 +133,17 @@ def as_labels(values: npt.NDArray[Any], where: str) -> IntArray:
             f"the labels of {where} have the shape {array.shape}", hint="give one class index for each sample"
         )
     if array.dtype.kind in "OUS":
-        return _from_texts([str(item) for item in array])
+        texts = [_text(item, where) for item in array]
+        try:
+            array = np.array([float(text) for text in texts])
+        except ValueError:
+            names, indices = np.unique(np.array(texts), return_inverse=True)
+            return Labels(indices.astype(np.int64), tuple(names.tolist()))
+    return Labels(_whole(array, where))
+
+
+def _whole(array: npt.NDArray[Any], where: str) -> IntArray:
+    """Numbers (n,) as class indices; DataError where one can't be an index."""
     if array.dtype.kind == "f":
         if not bool(np.all(np.isfinite(array) & (array == np.rint(array)))):
             raise DataError(f"the labels of {where} are not whole numbers", hint="give class indices from 0")
@@ -109,13 +151,43 @@ def as_labels(values: npt.NDArray[Any], where: str) -> IntArray:
         raise DataError(
             f"the labels of {where} are {array.dtype}, not integers", hint="give class indices from 0"
         )
-    labels = array.astype(np.int64)
-    if labels.size and labels.min() < 0:
+    if array.size and array.min() < 0:
         raise DataError(
-            f"the labels of {where} include {labels.min()}",
+            f"the labels of {where} include {array.min():.6g}",
             hint="class indices start at 0; take unlabelled samples out, or leave all labels out",
         )
-    return labels
+    if array.size and array.max() > _LARGEST_LABEL:
+        raise DataError(
+            f"the labels of {where} include {array.max():.6g}", hint="give class indices, which count from 0"
+        )
+    return array.astype(np.int64)
+
+
+def _text(item: object, where: str) -> str:
+    """A number or name as text; DataError for other values, NaN among them."""
+    if isinstance(item, bytes):
+        try:
+            item = item.decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"the labels of {where} are not UTF-8", hint="give class indices") from error
+    if not isinstance(item, str | Number) or item != item:
+        kind = "missing values" if isinstance(item, Number) else f"values of type {type(item).__name__}"
+        raise DataError(
+            f"the labels of {where} include {kind}",
+            hint="give a class index or a name for each sample; take unlabelled samples out",
+        )
+    return str(item).strip()
+
+
+def join_labels(parts: list[npt.NDArray[Any]], where: str) -> Labels:
+    """Class indices of labels that come in parts, numbered together; see `as_labels`."""
+    try:
+        joined = np.concatenate(parts)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"the labels of {where} differ in form", hint="give all of them in one form"
+        ) from error
+    return as_labels(joined, where)
 
 
 def pick_column(names: list[str], known: tuple[str, ...], what: str, where: str) -> str | None:
@@ -123,23 +195,16 @@ def pick_column(names: list[str], known: tuple[str, ...], what: str, where: str)
 
     The order of ``known`` decides between several: ``label`` wins over ``fine_label``.
     """
-    lowered = {name.strip().lower(): name for name in names}
-    if len(lowered) < len(names):
-        raise DataError(
-            f"{where} names a {what} twice in different cases", hint=f"its names: {', '.join(names)}"
-        )
-    return next((lowered[name] for name in known if name in lowered), None)
+    called: dict[str, list[str]] = {}
+    for name in names:
+        called.setdefault(name.strip().lower(), []).append(name)
+    found = next((called[name] for name in known if name in called), [])
+    if len(found) > 1:
+        raise DataError(f"{where} has its {what} twice: {', '.join(found)}", hint="keep one of them")
+    return found[0] if found else None
 
 
 def _is_one_hot(array: npt.NDArray[Any]) -> bool:
     if array.dtype.kind not in "iufb":
         return False
     return bool(np.all((array == 0) | (array == 1)) and np.all(array.sum(axis=1) == 1))
-
-
-def _from_texts(texts: list[str]) -> IntArray:
-    texts = [text.strip() for text in texts]
-    try:
-        return as_labels(np.array([int(text) for text in texts], dtype=np.int64), "the data")
-    except ValueError:
-        return np.unique(np.array(texts), return_inverse=True)[1].astype(np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnxprune.errors import DataError
 from onnxprune.evaluate.formats.base import (
     IMAGE_SUFFIXES,
     LABEL_NAMES,
+    Labels,
     Source,
     as_labels,
     decode,
@@ -34,10 +36,10 @@ class ImageFiles(Source):
         name: str,
         form: str,
         files: list[Path],
-        labels: IntArray | None,
+        labels: Labels | None,
         warnings: tuple[str, ...] = (),
     ) -> None:
-        """Files in order, with ``labels`` (n,) or None; ``form`` names the kind of folder."""
+        """Files in order, with their ``labels`` or None; ``form`` names the kind of folder."""
         super().__init__(name, labels, warnings)
         self.format = form
         self.files = files
@@ -58,15 +60,15 @@ def open_folder(folder: Path, name: str, split: str | None) -> Source:
     """
     if (folder / LABELS_FILE).is_file():
         return _from_csv(folder, name, split)
-    classes = [item for item in _visible(folder) if item.is_dir() and _has_images(item)]
-    if classes:
-        names = [item.name for item in classes]
+    classes = {item.name: _images_below(item, folder) for item in _visible(folder) if item.is_dir()}
+    names = [item for item, files in classes.items() if files]
+    if names:
         if len(names) > 1 and all(item.lower() in _USUAL_SPLITS for item in names):
             raise DataError(
                 f"{name} holds the splits {', '.join(names)}", hint=f"choose one, such as --split {names[0]}"
             )
         return _from_classes(classes, name)
-    files = _images(folder, deep=False)
+    files = [item for item in _visible(folder) if _is_image(item)]
     if not files:
         raise DataError(
             f"{name} holds no images",
@@ -76,21 +78,21 @@ def open_folder(folder: Path, name: str, split: str | None) -> Source:
     return ImageFiles(name, "images without labels", files, None)
 
 
-def _from_classes(classes: list[Path], name: str) -> Source:
-    names = [item.name for item in classes]
-    numbered = all(item.isascii() and item.isdigit() for item in names)
-    files: list[Path] = []
-    labels: list[int] = []
-    for position, folder in enumerate(classes):
-        found = _images(folder, deep=True)
-        files += found
-        labels += [int(folder.name) if numbered else position] * len(found)
+def _from_classes(classes: dict[str, list[Path]], name: str) -> Source:
+    """Images by the names of their class folders; folders without images keep the number of their class."""
+    files = [file for found in classes.values() for file in found]
+    owners = [item for item, found in classes.items() for _ in found]
+    if all(item.isascii() and item.isdigit() for item in owners):
+        labels = as_labels(np.array(owners), name)
+    else:
+        numbers = {item: number for number, item in enumerate(classes)}
+        labels = Labels(np.array([numbers[item] for item in owners], dtype=np.int64), tuple(classes))
+    empty = [item for item, found in classes.items() if not found]
     warnings: tuple[str, ...] = ()
-    if not numbered:
-        warnings = (f"classes are numbered by the sorted names of the folders: 0 is '{names[0]}'",)
-    source = ImageFiles(name, "class folders", files, np.array(labels, dtype=np.int64), warnings)
-    source.class_names = () if numbered else tuple(names)
-    return source
+    if empty:
+        listed = ", ".join(empty[:3]) + (f" and {len(empty) - 3} more" if len(empty) > 3 else "")
+        warnings = (f"{name}: no images in {listed}; a class folder without images keeps its number",)
+    return ImageFiles(name, "class folders", files, labels, warnings)
 
 
 def _from_csv(folder: Path, name: str, split: str | None) -> Source:
@@ -178,18 +180,22 @@ def _visible(folder: Path) -> list[Path]:
         raise DataError(f"folder {folder} can't be read: {error}", hint="check its permissions") from error
 
 
-def _images(folder: Path, *, deep: bool) -> list[Path]:
-    found: list[Path] = []
-    for item in _visible(folder):
-        if item.is_dir():
-            found += _images(item, deep=True) if deep else []
-        elif item.suffix.lower() in IMAGE_SUFFIXES:
-            found.append(item)
-    return found
+def _is_image(item: Path) -> bool:
+    return item.suffix.lower() in IMAGE_SUFFIXES and not item.is_dir()
 
 
-def _has_images(folder: Path) -> bool:
-    return any(
-        _has_images(item) if item.is_dir() else item.suffix.lower() in IMAGE_SUFFIXES
-        for item in _visible(folder)
-    )
+def _images_below(folder: Path, root: Path) -> list[Path]:
+    """Images in a class folder of ``root`` and below it; links lead into no folder twice."""
+    entered = {root.resolve()}
+
+    def walk(inner: Path) -> Iterator[Path]:
+        if inner.resolve() in entered:
+            return
+        entered.add(inner.resolve())
+        for item in _visible(inner):
+            if item.is_dir():
+                yield from walk(item)
+            elif _is_image(item):
+                yield item
+
+    return list(walk(folder))

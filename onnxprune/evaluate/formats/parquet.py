@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import DataError, UsageError
-from onnxprune.evaluate.formats.base import IMAGE_NAMES, LABEL_NAMES, Source, as_labels, decode, pick_column
+from onnxprune.evaluate.formats.base import IMAGE_NAMES, LABEL_NAMES, Source, decode, join_labels, pick_column
 from onnxprune.evaluate.transform import Samples
 from onnxprune.graph.structure import IntArray
 
@@ -53,7 +53,7 @@ class ParquetSource(Source):
         if len(self) == 0:
             raise DataError(f"{name} has no rows", hint="give one row for each image")
         self._cache: OrderedDict[int, list[Any] | npt.NDArray[Any]] = OrderedDict()
-        super().__init__(name, as_labels(np.concatenate(labels), name) if labels else None)
+        super().__init__(name, join_labels(labels, name) if labels else None)
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -97,7 +97,8 @@ class ParquetSource(Source):
             raise DataError(
                 f"{self.name} can't be read: {error}", hint="the file may be cut short: fetch it again"
             ) from error
-        values = _rows(column)
+        nested = _nested(column)
+        values = list(column.to_pylist()) if nested is None else nested
         if isinstance(values, list) and any(
             value is not None and not isinstance(value, dict | bytes) for value in values[:1]
         ):
@@ -120,8 +121,8 @@ def _columns(names: list[str], where: str) -> tuple[str, str | None]:
     return image, pick_column(names, LABEL_NAMES, "label column", where)
 
 
-def _rows(column: Any) -> list[Any] | npt.NDArray[Any]:
-    """Rows of a column: an array (n, ...) for nested lists of numbers, else Python values."""
+def _nested(column: Any) -> npt.NDArray[Any] | None:
+    """Rows of a column of nested lists of numbers as an array (n, ...); None for any other column."""
     import pyarrow as pa
 
     values = column.combine_chunks()
@@ -133,12 +134,12 @@ def _rows(column: Any) -> list[Any] | npt.NDArray[Any]:
     while pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or _is_fixed(values.type):
         inner = values.flatten()
         if len(values) == 0 or len(inner) % len(values) or not _is_even(values):
-            return list(column.to_pylist())
+            return None
         shape.append(len(inner) // len(values))
         values = inner
     numeric = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
     if len(shape) == 1 or not numeric or values.null_count:
-        return list(column.to_pylist())
+        return None
     return np.asarray(values.to_numpy(zero_copy_only=False)).reshape(shape)
 
 
@@ -160,7 +161,8 @@ def _numpy(column: Any) -> npt.NDArray[Any]:
             f"the label column has {column.null_count} empty rows",
             hint="fill or remove them, or drop the column",
         )
-    return np.asarray(column.to_numpy())
+    nested = _nested(column)
+    return np.asarray(column.to_numpy()) if nested is None else nested
 
 
 def _pyarrow() -> Any:

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import DataError
-from onnxprune.evaluate.formats.arrays import ArraySource, from_arrays, from_mapping
-from onnxprune.evaluate.formats.base import Source
+from onnxprune.evaluate.formats.arrays import ArraySource, from_arrays, take_arrays
+from onnxprune.evaluate.formats.base import Source, join_labels, user_code
 
 MAX_SAMPLES: Final = 100_000
 MAX_BYTES: Final = 4 << 30
@@ -39,18 +39,12 @@ def open_reference(text: str, split: str | None) -> Source:
     if reference is None:
         raise DataError(f"'{text}' is not module:function", hint="such as mydata:batches")
     module, attribute = reference
-    try:
+    with user_code(f"{text} failed", hint="import and call it in Python to see why"):
         target: Any = _module(module)
         for part in attribute.split("."):
             target = getattr(target, part)
         if callable(target):
             target = target() if split is None else target(split)
-    except DataError:
-        raise
-    except Exception as error:  # the user's own code may raise anything
-        raise DataError(
-            f"{text} failed: {_one_line(error)}", hint="import and call it in Python to see why"
-        ) from error
     return collect(target, text)
 
 
@@ -61,11 +55,10 @@ def collect(batches: object, name: str) -> ArraySource:
     A callable is called first. Raises DataError.
     """
     if callable(batches):
-        batches = batches()
-    if isinstance(batches, np.ndarray):
-        return from_arrays(batches, None, name)
-    if isinstance(batches, Mapping):
-        return from_mapping(batches, name)
+        with user_code(f"{name} failed", hint="call it in Python to see why"):
+            batches = batches()
+    if isinstance(batches, np.ndarray | Mapping):
+        return from_arrays(batches, name)
     if not isinstance(batches, Iterable):
         raise DataError(
             f"{name} gives {type(batches).__name__}, not batches", hint="yield arrays or (array, labels)"
@@ -74,9 +67,9 @@ def collect(batches: object, name: str) -> ArraySource:
     labels: list[npt.NDArray[Any]] = []
     count = size = 0
     warnings: tuple[str, ...] = ()
-    try:
+    with user_code(f"{name} failed", hint="iterate over it in Python to see why"):
         for batch in batches:
-            part = _batch(batch, name)
+            part = take_arrays(batch, name)
             if samples and (part.samples.shape[1:], part.samples.dtype) != (
                 samples[0].shape[1:],
                 samples[0].dtype,
@@ -85,30 +78,16 @@ def collect(batches: object, name: str) -> ArraySource:
             samples.append(part.samples)
             if part.labels is not None:
                 labels.append(part.labels)
-            count, size = count + len(part), size + part.samples.nbytes
+            count, size = count + len(part.samples), size + part.samples.nbytes
             if count >= MAX_SAMPLES or size >= MAX_BYTES:
                 warnings = (f"{name}: only the first {count} samples were read",)
                 break
-    except DataError:
-        raise
-    except Exception as error:  # the user's own code may raise anything
-        raise DataError(
-            f"{name} failed: {_one_line(error)}", hint="iterate over it in Python to see why"
-        ) from error
     if not samples:
         raise DataError(f"{name} yields no batches", hint="yield arrays or (array, labels)")
     if labels and len(labels) != len(samples):
         raise DataError(f"only some batches of {name} have labels", hint="yield labels with all or with none")
-    joined = np.concatenate(labels) if labels else None
+    joined = join_labels(labels, name) if labels else None
     return ArraySource(name, "batches", np.concatenate(samples), joined, warnings)
-
-
-def _batch(batch: object, name: str) -> ArraySource:
-    if isinstance(batch, Mapping):
-        return from_mapping(batch, name)
-    if isinstance(batch, tuple | list) and len(batch) == 2:
-        return from_arrays(batch[0], batch[1], name)
-    return from_arrays(batch, None, name)
 
 
 def _module(name: str) -> Any:
@@ -127,7 +106,3 @@ def _module(name: str) -> Any:
         return importlib.import_module(name)
     finally:
         sys.path.pop(0)
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
