@@ -40,9 +40,7 @@ def test_what_shape_arithmetic_makes_meets_activations() -> None:
     nodes = [
         helper.make_node("Shape", ["x"], ["size"], start=1, end=2),
         helper.make_node("Concat", ["size", "size"], ["sizes"], axis=0),
-        helper.make_node(
-            "ConstantOfShape", ["sizes"], ["ones"], value=helper.make_tensor("v", 1, [1], [1.0])
-        ),
+        helper.make_node("ConstantOfShape", ["sizes"], ["ones"], value=one),
         helper.make_node("MatMul", ["x", "ones"], ["y"]),
     ]
     opset = [helper.make_opsetid("", 17)]
