@@ -73,16 +73,6 @@ def drop_gate(evaluation: Evaluation, points: float) -> Gate:
     raise UsageError("a drop can't be measured without the original model", hint="evaluate against it")
 
 
-def finite_gate(metrics: Metrics) -> Gate:
-    """No sample may give scores that are not numbers."""
-    return _gate(
-        "finite",
-        float(metrics.not_finite),
-        0.0,
-        f"{metrics.not_finite} samples give scores that are not numbers",
-    )
-
-
 def _gate(name: str, value: float, limit: float, reason: str) -> Gate:
     return Gate(name, value <= limit + _ROUNDING, value, limit, reason)
 

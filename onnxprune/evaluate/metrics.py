@@ -195,29 +195,6 @@ def predict(
     return np.concatenate(parts)
 
 
-def predicted_labels(
-    model: Runnable,
-    dataset: Dataset,
-    *,
-    batch_size: int = BATCH_SIZE,
-    provider: str = "auto",
-    threads: int | None = None,
-    output: str | None = None,
-    progress: Progress | None = None,
-) -> IntArray:
-    """The model's own top-1 classes (n,), which stand in where the data has no labels."""
-    scores = predict(
-        model,
-        dataset,
-        batch_size=batch_size,
-        provider=provider,
-        threads=threads,
-        output=output,
-        progress=progress,
-    )
-    return np.asarray(scores.argmax(axis=1), dtype=np.int64)
-
-
 def evaluate(
     model: Runnable,
     dataset: Dataset,

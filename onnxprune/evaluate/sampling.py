@@ -25,23 +25,6 @@ def calibration_indices(total: int, count: int, seed: int, labels: IntArray | No
     return np.sort(order[np.argsort(_turns(labels[order], random), kind="stable")[:count]]).astype(np.int64)
 
 
-def held_out_split(
-    indices: IntArray, fraction: float, seed: int, labels: IntArray | None = None
-) -> tuple[IntArray, IntArray]:
-    """``indices`` (n,) parted into those to fit on and ``fraction`` of them held out, both ascending.
-
-    With ``labels`` (n,) of these indices, classes are held out in turn. At least one index stays on
-    each side; DataError where there are fewer than two.
-    """
-    if len(indices) < 2:
-        raise DataError("one sample can't be parted into two sets", hint="give more samples")
-    count = min(max(round(len(indices) * fraction), 1), len(indices) - 1)
-    held = calibration_indices(len(indices), count, seed, labels)
-    stay = np.ones(len(indices), dtype=np.bool_)
-    stay[held] = False
-    return np.sort(indices[stay]), np.sort(indices[held])
-
-
 def _turns(labels: IntArray, random: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """The turn at which each sample is drawn when classes take turns; ties are broken at random by class.
 

@@ -223,16 +223,6 @@ def coarsen(tree: ClassTree, clusters: int) -> IntArray:
     return assignment
 
 
-def merge_classes(statistics: npt.ArrayLike, assignment: IntArray) -> npt.NDArray[np.floating]:
-    """Sum per-class statistics (C, ...) over clusters (K, ...); absent classes are left out."""
-    values = np.asarray(statistics)
-    merged = np.zeros((int(assignment.max(initial=-1)) + 1, *values.shape[1:]), values.dtype)
-    for cls, cluster in enumerate(assignment):
-        if cluster != ABSENT:
-            merged[cluster] += values[cls]
-    return merged
-
-
 def _has_samples(tree: ClassTree, node: int) -> bool:
     return any(tree.present[c] for c in tree.leaves(node))
 

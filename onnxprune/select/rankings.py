@@ -94,9 +94,10 @@ def elimination_rankings(
 
 def class_penalty(method: str, responses: FloatArray) -> Penalty:
     """The penalty of a scheme on the class structure that ``responses`` (C, features) show."""
-    correlation = class_correlation(responses, np.isfinite(responses).all(1) & (responses != 0).any(1))
+    present = np.isfinite(responses).all(1) & (responses != 0).any(1)
+    correlation = class_correlation(responses, present)
     if method == "stlp-ib":
-        return TreePenalty(ClassTree.from_correlation(correlation), mu=0.0, nonnegative=True)
+        return TreePenalty(ClassTree.from_correlation(correlation, present), mu=0.0, nonnegative=True)
     if method == "sglp-ib":
         return GraphPenalty(ClassGraph.from_correlation(correlation), mu=_MU, nonnegative=True)
     if method == "lasso-ib":

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from onnxprune.errors import DataError
-from onnxprune.evaluate.sampling import calibration_indices, held_out_split
+from onnxprune.evaluate.sampling import calibration_indices
 
 LABELS = hnp.arrays(np.int64, st.integers(2, 60), elements=st.integers(0, 6))
 
@@ -45,18 +45,3 @@ def test_without_labels_a_plain_draw() -> None:
     for total, count in ((0, 1), (5, 0)):
         with pytest.raises(DataError):
             calibration_indices(total, count, 0)
-
-
-@settings(max_examples=60, deadline=None)
-@given(labels=LABELS, fraction=st.floats(0.0, 1.0), seed=st.integers(0, 50))
-def test_held_out_samples_are_apart(labels: np.ndarray, fraction: float, seed: int) -> None:
-    indices = np.arange(len(labels)) * 3 + 1
-    fit, held = held_out_split(indices, fraction, seed, labels)
-    assert len(fit) and len(held)
-    assert np.array_equal(np.sort(np.concatenate([fit, held])), indices)
-    assert abs(len(held) - fraction * len(labels)) <= 1
-
-
-def test_one_sample_can_not_be_parted() -> None:
-    with pytest.raises(DataError):
-        held_out_split(np.array([4]), 0.5, 0)

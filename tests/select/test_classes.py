@@ -8,7 +8,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from onnxprune.errors import UsageError
-from onnxprune.select.classes import ABSENT, ClassGraph, ClassTree, class_correlation, coarsen, merge_classes
+from onnxprune.select.classes import ABSENT, ClassGraph, ClassTree, class_correlation, coarsen
 from tests.select.oracles import CLUSTERS, planted_correlation
 
 
@@ -121,8 +121,6 @@ def test_coarsen_leaves_absent_classes_out() -> None:
     present = np.array([True] * 6 + [False, False])
     assignment = coarsen(ClassTree.from_correlation(planted_correlation(), present), 2)
     np.testing.assert_array_equal(assignment, [0, 0, 0, 1, 1, 1, ABSENT, ABSENT])
-    statistics = np.arange(16.0).reshape(8, 2)
-    np.testing.assert_array_equal(merge_classes(statistics, assignment), [[6, 9], [24, 27]])
 
 
 def test_a_tree_of_a_thousand_classes() -> None:
