@@ -388,7 +388,7 @@ class _Run:
         start = [weight.detach().clone() for weight in self.weights]
         bound = TOLERANCE * self._distance()
         with progress.stage("learning rate", PROBE_STEPS * len(RATES)) as stage:
-            for rate in RATES:
+            for left, rate in zip(reversed(range(len(RATES))), RATES, strict=True):
                 self.optimizer = self._optimizer(rate)
                 batches = self._batches(0)
                 for number in range(PROBE_STEPS):
@@ -398,6 +398,7 @@ class _Run:
                 assign(self.weights, start)
                 assign(self.average, start)
                 if self.processes.agreed(float(near)):
+                    stage.advance(left * PROBE_STEPS)
                     return rate
         return RATES[-1]
 

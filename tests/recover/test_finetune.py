@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -192,6 +194,38 @@ def test_runs_repeat_and_differ_by_seed() -> None:
     assert first == again
     assert first != other
     assert runs[0].lr == runs[1].lr
+
+
+class Filled(SilentProgress):
+    """Progress that notes how much of each stage was done: (announced, done) by name."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, tuple[int, int]] = {}
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Stage]:
+        done = 0
+
+        class Counting(SilentProgress):
+            def advance(self, steps: int = 1) -> None:
+                nonlocal done
+                done += steps
+
+            def note(self, text: str) -> None:
+                pass
+
+        yield Counting()
+        self.stages[name] = (total, done)
+
+
+def test_every_stage_is_filled_whichever_rate_is_taken() -> None:
+    model, progress = net(), Filled()
+    finetune(
+        model, damaged(model), data(model), replace(QUICK, epochs=1, lr="auto"),
+        provider="cpu", threads=1, progress=progress,
+    )  # fmt: skip
+    assert set(progress.stages) == {"learning rate", "fine-tune"}
+    assert all(total == done for total, done in progress.stages.values()), progress.stages
 
 
 def test_a_time_limit_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
