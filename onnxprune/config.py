@@ -16,9 +16,8 @@ from onnxprune.errors import UsageError
 from onnxprune.select.budget import BUDGET_KINDS, Budget, parse_budget
 
 if TYPE_CHECKING:
-    import onnx
-
     from onnxprune.evaluate.preprocess import Preprocess
+    from onnxprune.io.load import ModelSource
 
 Method = Literal[
     "stlp-ib", "sglp-ib", "lasso-ib", "obs", "l1", "l2", "bn-scale", "fpgm", "wanda", "taylor", "random"
@@ -52,7 +51,7 @@ class CompressConfig:
     in points (percent) of the main metric. Raises UsageError for values that make no sense.
     """
 
-    model: str | PathLike[str] | bytes | onnx.ModelProto
+    model: ModelSource
     data: object = SYNTHETIC
     output: Path | None = None
     budgets: tuple[Budget, ...] = ()
@@ -116,11 +115,11 @@ class CompressConfig:
         _one_of("data-term", self.data_term, DATA_TERMS)
         _one_of("recover", self.recover, RECOVERIES)
         _one_of("provider", self.provider, PROVIDERS)
-        _at_least("calibration", self.calibration, 1)
-        _at_least("round-to", self.round_to, 1)
+        at_least("calibration", self.calibration, 1)
+        at_least("round-to", self.round_to, 1)
         if self.threads is not None:
-            _at_least("threads", self.threads, 1)
-        _at_least("seed", self.seed, 0)
+            at_least("threads", self.threads, 1)
+        at_least("seed", self.seed, 0)
         self._check_tuning()
         weight = self.depth_weight
         if weight != "auto" and not (_is_number(weight) and 1e-3 <= weight <= 1e3):
@@ -180,6 +179,17 @@ class CompressConfig:
     def budget(self, kind: str) -> Budget | None:
         """The budget of that kind, if there is one."""
         return next((budget for budget in self.budgets if budget.kind == kind), None)
+
+    @classmethod
+    def of(cls, config: Self | ModelSource, options: Mapping[str, Any]) -> Self:
+        """``config`` itself, or that of a model and ``options``; UsageError for options beside the first."""
+        if not isinstance(config, cls):
+            if "model" in options:
+                raise UsageError("the model is given twice", hint="leave out model=")
+            return cls.from_options({**options, "model": config})
+        if options:
+            raise UsageError("give a configuration or options, not both", hint="use dataclasses.replace")
+        return config
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
@@ -340,7 +350,8 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _at_least(option: str, value: object, least: int) -> None:
+def at_least(option: str, value: object, least: int) -> None:
+    """Raise UsageError where ``value`` of an option is no whole number, or below ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise UsageError(
             f"--{option} {value!r} is not a whole number of at least {least}",

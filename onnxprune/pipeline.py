@@ -14,14 +14,14 @@ import onnx
 from onnxprune.calibration import open_calibration
 from onnxprune.compression import Clock, Run, prunable_groups
 from onnxprune.config import CompressConfig
-from onnxprune.errors import BudgetError, UsageError
+from onnxprune.errors import BudgetError
 from onnxprune.evaluate.preprocess import record_preprocess
 from onnxprune.goals import Original, macs_goal
 from onnxprune.graph import analysis
 from onnxprune.graph.apply import apply
 from onnxprune.graph.plan import Plan
 from onnxprune.graph.structure import PruningGraph
-from onnxprune.io.load import LoadedModel, load
+from onnxprune.io.load import LoadedModel, ModelSource, load
 from onnxprune.io.save import model_bytes, save
 from onnxprune.io.text import save_text
 from onnxprune.io.validate import check_numbers
@@ -30,7 +30,7 @@ from onnxprune.profile.cost import CostModel, count
 from onnxprune.progress import Progress, SilentProgress
 from onnxprune.recover.training.processes import is_main_process
 from onnxprune.report.compression import compression_report
-from onnxprune.report.evaluation import as_source, evaluate
+from onnxprune.report.evaluation import evaluate
 from onnxprune.report.inspection import file_bytes, inspect
 from onnxprune.report.schema import CompressionReport
 from onnxprune.select.allocate import Limits
@@ -95,7 +95,7 @@ class CompressionResult:
 
 
 def compress(
-    config: CompressConfig | str | os.PathLike[str] | bytes | onnx.ModelProto,
+    config: CompressConfig | ModelSource,
     *,
     progress: Progress | None = None,
     **options: Any,
@@ -106,12 +106,12 @@ def compress(
     data="photos/", macs=0.5)``. Nothing is written. Raises the errors of `onnxprune.errors`; a
     BudgetError where a budget or ``max_drop`` can't be met.
     """
-    config = _config(config, options)
+    config = CompressConfig.of(config, options)
     config.check_goal()
     progress = progress or SilentProgress()
     clock = Clock()
     with clock("load"):
-        source = load(as_source(config.model))
+        source = load(config.model)
         check_numbers(source.model)
         original = Original(count(source.model), file_bytes(source), source.external_data, config.target)
     with clock("analyse"):
@@ -156,7 +156,7 @@ def compress(
 
 
 def analyze_graph(
-    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    model: ModelSource,
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> PruningGraph:
@@ -166,7 +166,7 @@ def analyze_graph(
     batch; without it usual sizes are tried. Raises ModelError for a model that is refused, UsageError
     for shapes that don't fit it.
     """
-    loaded = load(as_source(model))
+    loaded = load(model)
     return analysis.analyze_graph(loaded.model, input_shapes=input_shapes, in_place=loaded.owned)
 
 
@@ -188,13 +188,3 @@ def select(
     groups = prunable_groups(graph, CompressConfig(model=graph.model))
     rankings = rank(graph, groups, method, statistics=statistics, depth_weight=depth_weight, seed=seed)
     return plan_within(graph, rankings, [macs_goal(CostModel.of(graph), budget)], limits or Limits(), method)
-
-
-def _config(
-    config: CompressConfig | str | os.PathLike[str] | bytes | onnx.ModelProto, options: Mapping[str, Any]
-) -> CompressConfig:
-    if isinstance(config, CompressConfig):
-        if options:
-            raise UsageError("give a configuration or options, not both", hint="use dataclasses.replace")
-        return config
-    return CompressConfig.from_options({"model": config, **options})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,32 @@ def test_paths_that_the_system_refuses_are_no_bugs(
 
 
 def test_the_stages_take_models_as_paths_bytes_and_protos() -> None:
+    options: dict[str, Any] = {"data": str(DATA), "split": ":50", "threads": 1}
     for model in (MODEL, str(MODEL), MODEL.read_bytes(), onnx.load(MODEL)):
         assert onnxprune.analyze_graph(model).groups
+        assert onnxprune.evaluate(model, **options).metrics["top1"] > 90
+        benched = onnxprune.benchmark(model, runs=1, threads=1).models
+        assert len(benched) == 1 and benched[0].memory_bytes != 0
+    assert onnxprune.analyze(MODEL, **options, calibration=40, method="l1", only="*stem*").groups
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: onnxprune.inspect(3),  # type: ignore[arg-type]
+        lambda: onnxprune.benchmark([MODEL, None]),  # type: ignore[list-item]
+        lambda: onnxprune.benchmark([]),
+        lambda: onnxprune.benchmark(MODEL, runs="3"),  # type: ignore[arg-type]
+        lambda: onnxprune.benchmark(MODEL, threads=-1),
+        lambda: onnxprune.evaluate(MODEL, dat=DATA),
+        lambda: onnxprune.evaluate(CompressConfig(MODEL), data=DATA),
+        lambda: onnxprune.compress(MODEL, model=MODEL, **OPTIONS),
+    ],
+)
+def test_the_stages_refuse_what_is_no_model_or_no_option(call: Callable[[], object]) -> None:
+    with pytest.raises(UsageError) as caught:
+        call()
+    assert caught.value.hint
 
 
 def test_scores_that_are_not_numbers_are_reported() -> None:
