@@ -16,10 +16,10 @@ from onnxprune.compression import Clock, Run, prunable_groups
 from onnxprune.config import CompressConfig
 from onnxprune.errors import BudgetError
 from onnxprune.evaluate.preprocess import record_preprocess
-from onnxprune.goals import Original, macs_goal
+from onnxprune.goals import Original
 from onnxprune.graph import analysis
 from onnxprune.graph.apply import apply
-from onnxprune.graph.plan import Plan
+from onnxprune.graph.plan import Plan, keep_all
 from onnxprune.graph.structure import PruningGraph
 from onnxprune.io.load import LoadedModel, ModelSource, load
 from onnxprune.io.save import model_bytes, save
@@ -33,7 +33,7 @@ from onnxprune.report.compression import compression_report
 from onnxprune.report.evaluation import evaluate
 from onnxprune.report.inspection import file_bytes, inspect
 from onnxprune.report.schema import CompressionReport
-from onnxprune.select.allocate import Limits
+from onnxprune.select.allocate import CostGoal, Limits
 from onnxprune.select.select import plan_within, rank
 from onnxprune.sensitivity import analyze
 
@@ -173,18 +173,30 @@ def analyze_graph(
 def select(
     graph: PruningGraph,
     statistics: Mapping[str, Any] | None,
-    budget: float,
+    budget: str | float,
     *,
     method: str = "stlp-ib",
     limits: Limits | None = None,
     depth_weight: float = 1.0,
     seed: int = 0,
 ) -> Plan:
-    """The plan that brings ``graph`` down to a share ``budget`` of its MACs; see `rank`.
+    """The plan that brings the MACs of ``graph`` down to ``budget``; see `rank`.
 
-    ``statistics`` are those of `collect_statistics`; the lasso methods, obs and wanda need them, taylor
-    can't be used here.
+    ``budget`` is what `compress` takes as ``macs``, such as 0.5 or "12M". ``statistics`` are those of
+    `collect_statistics`; the lasso methods, obs and wanda need them, taylor can't be used here.
     """
-    groups = prunable_groups(graph, CompressConfig(model=graph.model))
+    config = CompressConfig.from_options(
+        {
+            "model": graph.model,
+            "macs": budget,
+            "method": method,
+            "depth_weight": depth_weight,
+            "seed": seed,
+        }
+    )
+    config.check_goal()
+    costs = CostModel.of(graph)
+    goal = CostGoal(costs, "macs", config.budgets[0].limit(costs.macs(keep_all(graph).keep)))
+    groups = prunable_groups(graph, config)
     rankings = rank(graph, groups, method, statistics=statistics, depth_weight=depth_weight, seed=seed)
-    return plan_within(graph, rankings, [macs_goal(CostModel.of(graph), budget)], limits or Limits(), method)
+    return plan_within(graph, rankings, [goal], limits or Limits(), method)

@@ -122,6 +122,30 @@ def test_the_stages_take_models_as_paths_bytes_and_protos() -> None:
     assert onnxprune.analyze(MODEL, **options, calibration=40, method="l1", only="*stem*").groups
 
 
+def test_select_takes_the_budgets_of_compress() -> None:
+    graph = onnxprune.analyze_graph(MODEL)
+    plan = onnxprune.select(graph, None, 0.5, method="l1")
+    assert not plan.keep.all()
+    for budget in ("50%", np.float32(0.5), onnxprune.inspect(MODEL).cost.macs // 2):
+        assert np.array_equal(onnxprune.select(graph, None, budget, method="l1").keep, plan.keep)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"budget": budget} for budget in (float("nan"), 1.5, True, None, -1, 0, "half")),
+        {"seed": -1},
+        {"method": "foo"},
+        {"depth_weight": 0.0},
+    ],
+)
+def test_select_refuses_senseless_values(options: dict[str, Any]) -> None:
+    graph = onnxprune.analyze_graph(MODEL)
+    with pytest.raises(UsageError) as caught:
+        onnxprune.select(graph, None, **{"budget": 0.5, "method": "random", **options})
+    assert caught.value.hint
+
+
 @pytest.mark.parametrize(
     "call",
     [
