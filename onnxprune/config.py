@@ -48,7 +48,8 @@ class CompressConfig:
     ``model`` is a path, serialized bytes or a ModelProto. ``data`` and ``eval_data`` are what
     the command line takes as DATA (a path, ``module:function``, ``synthetic``) or, from Python,
     a data set object. ``budgets`` are upper bounds on the result, all to be met; ``max_drop`` is
-    in points (percent) of the main metric. Raises UsageError for values that make no sense.
+    in points (percent) of the main metric. None stands for "not given", and paths and globs may be
+    texts. Raises UsageError for values that make no sense.
     """
 
     model: ModelSource
@@ -106,11 +107,15 @@ class CompressConfig:
     """Allow an existing output to be replaced."""
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense, each with the way out."""
+        """Bring loosely written values into their types, and refuse those that make no sense."""
         if not (isinstance(self.model, str | PathLike | bytes) or hasattr(self.model, "SerializeToString")):
             raise UsageError(
                 f"the model is {str(self.model)[:40]!r}, not a path", hint="name an ONNX file, as a text"
             )
+        for item in fields(self):
+            value = getattr(self, item.name)
+            given = item.default if value is None else _coerced(item.name, value)
+            object.__setattr__(self, item.name, given)
         _one_of("method", self.method, METHODS)
         _one_of("data-term", self.data_term, DATA_TERMS)
         _one_of("recover", self.recover, RECOVERIES)
@@ -203,10 +208,8 @@ class CompressConfig:
         _refuse_unknown(given, _option_names(), "option")
         if "model" not in given:
             raise UsageError("no model is given", hint="name the ONNX file to compress")
-        budgets = list(given.pop("budgets", ()))
-        budgets += [parse_budget(kind, given.pop(kind)) for kind in BUDGET_KINDS if kind in given]
-        values: dict[str, Any] = {name: _coerced(name, value) for name, value in given.items()}
-        return cls(budgets=tuple(budgets), **values)
+        single = [parse_budget(kind, given.pop(kind)) for kind in BUDGET_KINDS if kind in given]
+        return cls(budgets=(*_budgets(given.pop("budgets", ())), *single), **given)
 
     @classmethod
     def from_toml(cls, path: str | PathLike[str], flags: Mapping[str, Any] | None = None) -> Self:
@@ -289,6 +292,8 @@ def _refuse_unknown(given: Mapping[str, Any], known: set[str], what: str) -> Non
 
 def _coerced(name: str, value: Any) -> Any:
     """``value`` in the type of its field, where options and TOML write it more loosely."""
+    if name == "budgets":
+        return _budgets(value)
     if name == "time_limit" and isinstance(value, str):
         return parse_seconds(value)
     if name in ("lr", "depth_weight") and isinstance(value, str) and value != "auto":
@@ -319,14 +324,26 @@ def _coerced(name: str, value: Any) -> Any:
         raise UsageError(
             f"{name.replace('_', '-')} is true or false, not {value!r}", hint="write it without quotes"
         )
-    if name == "preprocess" and isinstance(value, Mapping):
-        return _preprocess(value)
-    return value
+    return _preprocess(value) if name == "preprocess" else value
 
 
-def _preprocess(table: Mapping[str, Any]) -> Preprocess | None:
+def _budgets(value: Any) -> tuple[Budget, ...]:
+    """Budgets, from one or several."""
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    budgets = tuple(value) if several else (value,)
+    for budget in budgets:
+        if not isinstance(budget, Budget):
+            raise UsageError(f"{budget!r} is no budget", hint="write macs = 0.5, or use parse_budget")
+    return budgets
+
+
+def _preprocess(table: object) -> Preprocess | None:
     from onnxprune.evaluate.preprocess import Preprocess  # imports onnx
 
+    if isinstance(table, Preprocess):
+        return table
+    if not isinstance(table, Mapping):
+        raise UsageError(f"the preprocessing is {table!r}, not a table", hint="such as {'mean': 0.5}")
     given = {_key(name): value for name, value in table.items() if value is not None}
     return Preprocess.from_dict(given) if given else None
 

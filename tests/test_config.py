@@ -75,6 +75,43 @@ def test_refuses_senseless_values_in_one_line(values: dict[str, Any], says: str)
     assert "\n" not in str(caught.value)
 
 
+def test_fields_may_be_written_as_loosely_as_options() -> None:
+    options: dict[str, Any] = {
+        "budgets": Budget("macs", relative=0.5),
+        "keep": "foo*",
+        "plan": "x.plan",
+        "output": "out.onnx",
+        "preprocess": {"mean": 0.5},
+        "seed": None,
+    }
+    config = CompressConfig("a.onnx", **options)
+    assert config == CompressConfig.from_options({"model": "a.onnx", **options})
+    assert config.budgets == (Budget("macs", relative=0.5),)
+    assert (config.keep, config.plan, config.output, config.seed) == (
+        ("foo*",), Path("x.plan"), Path("out.onnx"), 0
+    )  # fmt: skip
+    assert config.preprocess == Preprocess(mean=(0.5,))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"budgets": "macs 50%"},
+        {"budgets": ("macs 50%",)},
+        {"budgets": 0.5},
+        {"keep": 3},
+        {"plan": 3},
+        {"preprocess": 3},
+        {"dry_run": "yes"},
+    ],
+)
+def test_fields_are_refused_as_options_are(options: dict[str, Any]) -> None:
+    for make in (lambda: CompressConfig("a.onnx", **options), lambda: CompressConfig.of("a.onnx", options)):
+        with pytest.raises(UsageError) as caught:
+            make()
+        assert caught.value.hint
+
+
 def test_no_model_is_an_error() -> None:
     with pytest.raises(UsageError, match="no model"):
         CompressConfig.from_options({"macs": "50%"})
