@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -33,6 +34,9 @@ PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 
 SYNTHETIC = "synthetic"
 """The DATA that stands for none: inputs drawn from a random generator, with a warning."""
+
+MAX_THREADS = 1024
+"""More than this is a slip, and would take the machine down."""
 
 _CALLABLE_DATA = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _PATH_OPTIONS = ("model", "output", "data", "eval_data", "plan", "save_plan", "checkpoint")
@@ -124,24 +128,29 @@ class CompressConfig:
         at_least("round-to", self.round_to, 1)
         if self.threads is not None:
             at_least("threads", self.threads, 1)
+            if self.threads > MAX_THREADS:
+                raise UsageError(
+                    f"--threads {self.threads} is more than {MAX_THREADS:,}",
+                    hint="as many as there are cores are the most that help",
+                )
         at_least("seed", self.seed, 0)
         self._check_tuning()
         weight = self.depth_weight
         if weight != "auto" and not (_is_number(weight) and 1e-3 <= weight <= 1e3):
             raise UsageError(
-                f"--depth-weight {weight} is not between 0.001 and 1000",
+                f"--depth-weight {weight!r} is not between 0.001 and 1000",
                 hint="2 makes an error at the last layer twice as dear as at the first; auto tries 1 and 3",
             )
         if not (_is_number(self.max_group_ratio) and 0.0 < self.max_group_ratio <= 1.0):
             raise UsageError(
-                f"--max-group-ratio {self.max_group_ratio} is not between 0 and 1",
+                f"--max-group-ratio {self.max_group_ratio!r} is not between 0 and 1",
                 hint="0.9 lets every group lose at most nine tenths of its channels",
             )
         if self.max_drop is not None and not (
             _is_number(self.max_drop) and math.isfinite(self.max_drop) and self.max_drop >= 0.0
         ):
             raise UsageError(
-                f"--max-drop {self.max_drop} is not a number of points",
+                f"--max-drop {self.max_drop!r} is not a number of points",
                 hint="1.0 allows top-1 to fall by at most one percentage point",
             )
         kinds = [budget.kind for budget in self.budgets]
@@ -162,6 +171,9 @@ class CompressConfig:
                 f"--{given[0].replace('_', '-')} is of no use with --recover {self.recover}",
                 hint="add --recover finetune",
             )
+
+        if self.checkpoint is not None:
+            _check_folder("checkpoint", self.checkpoint)
 
     def check_goal(self) -> None:
         """Raise UsageError where nothing says how far to compress."""
@@ -225,7 +237,7 @@ def read_toml(path: str | PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UsageError(f"no such configuration file: {path}", hint="give the path of a TOML file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -361,6 +373,15 @@ def _one_of(option: str, value: object, known: tuple[str, ...]) -> None:
     near = difflib.get_close_matches(str(value), known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UsageError(f"--{option} {value!r} is unknown", hint=f"{hint}known: {', '.join(known)}")
+
+
+def _check_folder(option: str, folder: Path) -> None:
+    """Raise UsageError where ``folder`` can be neither written to nor made."""
+    place = next((item for item in (folder, *folder.parents) if os.path.lexists(item)), folder)
+    if not place.is_dir():
+        raise UsageError(f"--{option} {folder}: {place} is not a folder", hint="choose another folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"--{option} {folder}: {place} can't be written", hint="choose another folder")
 
 
 def _is_number(value: object) -> bool:
