@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -16,9 +17,8 @@ from onnxprune.errors import UsageError
 from onnxprune.select.budget import BUDGET_KINDS, Budget, parse_budget
 
 if TYPE_CHECKING:
-    import onnx
-
     from onnxprune.evaluate.preprocess import Preprocess
+    from onnxprune.io.load import ModelSource
 
 Method = Literal[
     "stlp-ib", "sglp-ib", "lasso-ib", "obs", "l1", "l2", "bn-scale", "fpgm", "wanda", "taylor", "random"
@@ -35,6 +35,9 @@ PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 SYNTHETIC = "synthetic"
 """The DATA that stands for none: inputs drawn from a random generator, with a warning."""
 
+MAX_THREADS = 1024
+"""More than this is a slip, and would take the machine down."""
+
 _CALLABLE_DATA = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _PATH_OPTIONS = ("model", "output", "data", "eval_data", "plan", "save_plan", "checkpoint")
 _COMMAND_LINE_ONLY = ("json", "report", "plot", "quiet", "debug", "against", "config")
@@ -49,10 +52,11 @@ class CompressConfig:
     ``model`` is a path, serialized bytes or a ModelProto. ``data`` and ``eval_data`` are what
     the command line takes as DATA (a path, ``module:function``, ``synthetic``) or, from Python,
     a data set object. ``budgets`` are upper bounds on the result, all to be met; ``max_drop`` is
-    in points (percent) of the main metric. Raises UsageError for values that make no sense.
+    in points (percent) of the main metric. None stands for "not given", and paths and globs may be
+    texts. Raises UsageError for values that make no sense.
     """
 
-    model: str | PathLike[str] | bytes | onnx.ModelProto
+    model: ModelSource
     data: object = SYNTHETIC
     output: Path | None = None
     budgets: tuple[Budget, ...] = ()
@@ -107,37 +111,46 @@ class CompressConfig:
     """Allow an existing output to be replaced."""
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense, each with the way out."""
+        """Bring loosely written values into their types, and refuse those that make no sense."""
         if not (isinstance(self.model, str | PathLike | bytes) or hasattr(self.model, "SerializeToString")):
             raise UsageError(
                 f"the model is {str(self.model)[:40]!r}, not a path", hint="name an ONNX file, as a text"
             )
+        for item in fields(self):
+            value = getattr(self, item.name)
+            given = item.default if value is None else _coerced(item.name, value)
+            object.__setattr__(self, item.name, given)
         _one_of("method", self.method, METHODS)
         _one_of("data-term", self.data_term, DATA_TERMS)
         _one_of("recover", self.recover, RECOVERIES)
         _one_of("provider", self.provider, PROVIDERS)
-        _at_least("calibration", self.calibration, 1)
-        _at_least("round-to", self.round_to, 1)
+        at_least("calibration", self.calibration, 1)
+        at_least("round-to", self.round_to, 1)
         if self.threads is not None:
-            _at_least("threads", self.threads, 1)
-        _at_least("seed", self.seed, 0)
+            at_least("threads", self.threads, 1)
+            if self.threads > MAX_THREADS:
+                raise UsageError(
+                    f"--threads {self.threads} is more than {MAX_THREADS:,}",
+                    hint="as many as there are cores are the most that help",
+                )
+        at_least("seed", self.seed, 0)
         self._check_tuning()
         weight = self.depth_weight
         if weight != "auto" and not (_is_number(weight) and 1e-3 <= weight <= 1e3):
             raise UsageError(
-                f"--depth-weight {weight} is not between 0.001 and 1000",
+                f"--depth-weight {weight!r} is not between 0.001 and 1000",
                 hint="2 makes an error at the last layer twice as dear as at the first; auto tries 1 and 3",
             )
         if not (_is_number(self.max_group_ratio) and 0.0 < self.max_group_ratio <= 1.0):
             raise UsageError(
-                f"--max-group-ratio {self.max_group_ratio} is not between 0 and 1",
+                f"--max-group-ratio {self.max_group_ratio!r} is not between 0 and 1",
                 hint="0.9 lets every group lose at most nine tenths of its channels",
             )
         if self.max_drop is not None and not (
             _is_number(self.max_drop) and math.isfinite(self.max_drop) and self.max_drop >= 0.0
         ):
             raise UsageError(
-                f"--max-drop {self.max_drop} is not a number of points",
+                f"--max-drop {self.max_drop!r} is not a number of points",
                 hint="1.0 allows top-1 to fall by at most one percentage point",
             )
         kinds = [budget.kind for budget in self.budgets]
@@ -158,6 +171,9 @@ class CompressConfig:
                 f"--{given[0].replace('_', '-')} is of no use with --recover {self.recover}",
                 hint="add --recover finetune",
             )
+
+        if self.checkpoint is not None:
+            _check_folder("checkpoint", self.checkpoint)
 
     def check_goal(self) -> None:
         """Raise UsageError where nothing says how far to compress."""
@@ -182,6 +198,17 @@ class CompressConfig:
         return next((budget for budget in self.budgets if budget.kind == kind), None)
 
     @classmethod
+    def of(cls, config: Self | ModelSource, options: Mapping[str, Any]) -> Self:
+        """``config`` itself, or that of a model and ``options``; UsageError for options beside the first."""
+        if not isinstance(config, cls):
+            if "model" in options:
+                raise UsageError("the model is given twice", hint="leave out model=")
+            return cls.from_options({**options, "model": config})
+        if options:
+            raise UsageError("give a configuration or options, not both", hint="use dataclasses.replace")
+        return config
+
+    @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
         """A configuration from plain option values, as keywords or a TOML file give them.
 
@@ -193,10 +220,8 @@ class CompressConfig:
         _refuse_unknown(given, _option_names(), "option")
         if "model" not in given:
             raise UsageError("no model is given", hint="name the ONNX file to compress")
-        budgets = list(given.pop("budgets", ()))
-        budgets += [parse_budget(kind, given.pop(kind)) for kind in BUDGET_KINDS if kind in given]
-        values: dict[str, Any] = {name: _coerced(name, value) for name, value in given.items()}
-        return cls(budgets=tuple(budgets), **values)
+        single = [parse_budget(kind, given.pop(kind)) for kind in BUDGET_KINDS if kind in given]
+        return cls(budgets=(*_budgets(given.pop("budgets", ())), *single), **given)
 
     @classmethod
     def from_toml(cls, path: str | PathLike[str], flags: Mapping[str, Any] | None = None) -> Self:
@@ -212,7 +237,7 @@ def read_toml(path: str | PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UsageError(f"no such configuration file: {path}", hint="give the path of a TOML file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -279,6 +304,8 @@ def _refuse_unknown(given: Mapping[str, Any], known: set[str], what: str) -> Non
 
 def _coerced(name: str, value: Any) -> Any:
     """``value`` in the type of its field, where options and TOML write it more loosely."""
+    if name == "budgets":
+        return _budgets(value)
     if name == "time_limit" and isinstance(value, str):
         return parse_seconds(value)
     if name in ("lr", "depth_weight") and isinstance(value, str) and value != "auto":
@@ -309,14 +336,26 @@ def _coerced(name: str, value: Any) -> Any:
         raise UsageError(
             f"{name.replace('_', '-')} is true or false, not {value!r}", hint="write it without quotes"
         )
-    if name == "preprocess" and isinstance(value, Mapping):
-        return _preprocess(value)
-    return value
+    return _preprocess(value) if name == "preprocess" else value
 
 
-def _preprocess(table: Mapping[str, Any]) -> Preprocess | None:
+def _budgets(value: Any) -> tuple[Budget, ...]:
+    """Budgets, from one or several."""
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    budgets = tuple(value) if several else (value,)
+    for budget in budgets:
+        if not isinstance(budget, Budget):
+            raise UsageError(f"{budget!r} is no budget", hint="write macs = 0.5, or use parse_budget")
+    return budgets
+
+
+def _preprocess(table: object) -> Preprocess | None:
     from onnxprune.evaluate.preprocess import Preprocess  # imports onnx
 
+    if isinstance(table, Preprocess):
+        return table
+    if not isinstance(table, Mapping):
+        raise UsageError(f"the preprocessing is {table!r}, not a table", hint="such as {'mean': 0.5}")
     given = {_key(name): value for name, value in table.items() if value is not None}
     return Preprocess.from_dict(given) if given else None
 
@@ -336,11 +375,21 @@ def _one_of(option: str, value: object, known: tuple[str, ...]) -> None:
     raise UsageError(f"--{option} {value!r} is unknown", hint=f"{hint}known: {', '.join(known)}")
 
 
+def _check_folder(option: str, folder: Path) -> None:
+    """Raise UsageError where ``folder`` can be neither written to nor made."""
+    place = next((item for item in (folder, *folder.parents) if os.path.lexists(item)), folder)
+    if not place.is_dir():
+        raise UsageError(f"--{option} {folder}: {place} is not a folder", hint="choose another folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"--{option} {folder}: {place} can't be written", hint="choose another folder")
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _at_least(option: str, value: object, least: int) -> None:
+def at_least(option: str, value: object, least: int) -> None:
+    """Raise UsageError where ``value`` of an option is no whole number, or below ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise UsageError(
             f"--{option} {value!r} is not a whole number of at least {least}",

@@ -14,14 +14,14 @@ import onnx
 from onnxprune.calibration import open_calibration
 from onnxprune.compression import Clock, Run, prunable_groups
 from onnxprune.config import CompressConfig
-from onnxprune.errors import BudgetError, UsageError
+from onnxprune.errors import BudgetError
 from onnxprune.evaluate.preprocess import record_preprocess
-from onnxprune.goals import Original, macs_goal
+from onnxprune.goals import Original
 from onnxprune.graph import analysis
 from onnxprune.graph.apply import apply
-from onnxprune.graph.plan import Plan
+from onnxprune.graph.plan import Plan, keep_all
 from onnxprune.graph.structure import PruningGraph
-from onnxprune.io.load import LoadedModel, load
+from onnxprune.io.load import LoadedModel, ModelSource, load
 from onnxprune.io.save import model_bytes, save
 from onnxprune.io.text import save_text
 from onnxprune.io.validate import check_numbers
@@ -30,10 +30,10 @@ from onnxprune.profile.cost import CostModel, count
 from onnxprune.progress import Progress, SilentProgress
 from onnxprune.recover.training.processes import is_main_process
 from onnxprune.report.compression import compression_report
-from onnxprune.report.evaluation import as_source, evaluate
+from onnxprune.report.evaluation import evaluate
 from onnxprune.report.inspection import file_bytes, inspect
 from onnxprune.report.schema import CompressionReport
-from onnxprune.select.allocate import Limits
+from onnxprune.select.allocate import CostGoal, Limits
 from onnxprune.select.select import plan_within, rank
 from onnxprune.sensitivity import analyze
 
@@ -95,7 +95,7 @@ class CompressionResult:
 
 
 def compress(
-    config: CompressConfig | str | os.PathLike[str] | bytes | onnx.ModelProto,
+    config: CompressConfig | ModelSource,
     *,
     progress: Progress | None = None,
     **options: Any,
@@ -106,12 +106,12 @@ def compress(
     data="photos/", macs=0.5)``. Nothing is written. Raises the errors of `onnxprune.errors`; a
     BudgetError where a budget or ``max_drop`` can't be met.
     """
-    config = _config(config, options)
+    config = CompressConfig.of(config, options)
     config.check_goal()
     progress = progress or SilentProgress()
     clock = Clock()
     with clock("load"):
-        source = load(as_source(config.model))
+        source = load(config.model)
         check_numbers(source.model)
         original = Original(count(source.model), file_bytes(source), source.external_data, config.target)
     with clock("analyse"):
@@ -157,7 +157,7 @@ def compress(
 
 
 def analyze_graph(
-    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    model: ModelSource,
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> PruningGraph:
@@ -167,35 +167,37 @@ def analyze_graph(
     batch; without it usual sizes are tried. Raises ModelError for a model that is refused, UsageError
     for shapes that don't fit it.
     """
-    loaded = load(as_source(model))
+    loaded = load(model)
     return analysis.analyze_graph(loaded.model, input_shapes=input_shapes, in_place=loaded.owned)
 
 
 def select(
     graph: PruningGraph,
     statistics: Mapping[str, Any] | None,
-    budget: float,
+    budget: str | float,
     *,
     method: str = "stlp-ib",
     limits: Limits | None = None,
     depth_weight: float = 1.0,
     seed: int = 0,
 ) -> Plan:
-    """The plan that brings ``graph`` down to a share ``budget`` of its MACs; see `rank`.
+    """The plan that brings the MACs of ``graph`` down to ``budget``; see `rank`.
 
-    ``statistics`` are those of `collect_statistics`; the lasso methods, obs and wanda need them, taylor
-    can't be used here.
+    ``budget`` is what `compress` takes as ``macs``, such as 0.5 or "12M". ``statistics`` are those of
+    `collect_statistics`; the lasso methods, obs and wanda need them, taylor can't be used here.
     """
-    groups = prunable_groups(graph, CompressConfig(model=graph.model))
+    config = CompressConfig.from_options(
+        {
+            "model": graph.model,
+            "macs": budget,
+            "method": method,
+            "depth_weight": depth_weight,
+            "seed": seed,
+        }
+    )
+    config.check_goal()
+    costs = CostModel.of(graph)
+    goal = CostGoal(costs, "macs", config.budgets[0].limit(costs.macs(keep_all(graph).keep)))
+    groups = prunable_groups(graph, config)
     rankings = rank(graph, groups, method, statistics=statistics, depth_weight=depth_weight, seed=seed)
-    return plan_within(graph, rankings, [macs_goal(CostModel.of(graph), budget)], limits or Limits(), method)
-
-
-def _config(
-    config: CompressConfig | str | os.PathLike[str] | bytes | onnx.ModelProto, options: Mapping[str, Any]
-) -> CompressConfig:
-    if isinstance(config, CompressConfig):
-        if options:
-            raise UsageError("give a configuration or options, not both", hint="use dataclasses.replace")
-        return config
-    return CompressConfig.from_options({"model": config, **options})
+    return plan_within(graph, rankings, [goal], limits or Limits(), method)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from onnxprune.calibration import labelled, open_calibration
 from onnxprune.config import CompressConfig
@@ -13,11 +14,11 @@ from onnxprune.evaluate.metrics import evaluate_against
 from onnxprune.graph.analysis import analyze_graph
 from onnxprune.graph.plan import Plan, keep_all
 from onnxprune.graph.rewrite import rewrite
-from onnxprune.io.load import load
+from onnxprune.io.load import ModelSource, load
 from onnxprune.profile.session import open_session
 from onnxprune.profile.statistics import LayerStatistics, collect_statistics
 from onnxprune.progress import Progress, SilentProgress
-from onnxprune.report.evaluation import as_source, metric_values, model_files
+from onnxprune.report.evaluation import metric_values, model_files
 from onnxprune.report.schema import (
     AnalysisReport,
     ClassEdge,
@@ -38,17 +39,21 @@ SAMPLES = 128
 """Most samples that each point is measured on."""
 
 
-def analyze(config: CompressConfig, *, progress: Progress | None = None) -> AnalysisReport:
+def analyze(
+    config: CompressConfig | ModelSource, *, progress: Progress | None = None, **options: Any
+) -> AnalysisReport:
     """Measure what removing a share of each group alone, without recovery, does to the output.
 
-    Units go in the order of ``config.method``. Also reports the class tree and graph that the schemes
-    use, from what the last layer with prunable inputs gives each class.
+    Takes a configuration, or a model and the options by keyword, as `compress` does. Units go in
+    the order of ``config.method``. Also reports the class tree and graph that the schemes use, from what the
+    last layer with prunable inputs gives each class.
     """
+    config = CompressConfig.of(config, options)
     if config.method == "taylor":
         raise UsageError("analyze can't rank by taylor", hint="take another --method")
     progress = progress or SilentProgress()
     start = time.perf_counter()
-    source = load(as_source(config.model))
+    source = load(config.model)
     graph = analyze_graph(source.model, in_place=source.owned)
     data = open_calibration(graph.model, config, progress)
     if data.input_shapes is not None:  # what was guessed is now known

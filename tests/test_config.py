@@ -49,6 +49,7 @@ def test_options_become_fields() -> None:
         ({"calibration": True}, "--calibration True"),
         ({"round_to": 0}, "--round-to 0"),
         ({"threads": 0}, "--threads 0"),
+        ({"threads": 1025}, "--threads 1025 is more than 1,024"),
         ({"seed": -1}, "--seed -1"),
         ({"depth_weight": 0.0}, "--depth-weight 0.0"),
         ({"depth_weight": 2000}, "--depth-weight 2000"),
@@ -56,8 +57,9 @@ def test_options_become_fields() -> None:
         ({"depth_weight": "nan"}, "--depth-weight nan"),
         ({"max_group_ratio": 0.0}, "--max-group-ratio 0.0"),
         ({"max_group_ratio": 1.1}, "--max-group-ratio 1.1"),
-        ({"max_group_ratio": "x"}, "--max-group-ratio x"),
+        ({"max_group_ratio": "x"}, "--max-group-ratio 'x'"),
         ({"max_drop": -1.0}, "--max-drop -1.0"),
+        ({"max_drop": "1.0"}, "--max-drop '1.0' is not a number"),
         ({"max_drop": float("nan")}, "--max-drop nan"),
         ({"keep": [3]}, "--keep takes globs"),
         ({"dry_run": "yes"}, "dry-run is true or false"),
@@ -73,6 +75,43 @@ def test_refuses_senseless_values_in_one_line(values: dict[str, Any], says: str)
         CompressConfig.from_options({"model": "a.onnx", **values})
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_fields_may_be_written_as_loosely_as_options() -> None:
+    options: dict[str, Any] = {
+        "budgets": Budget("macs", relative=0.5),
+        "keep": "foo*",
+        "plan": "x.plan",
+        "output": "out.onnx",
+        "preprocess": {"mean": 0.5},
+        "seed": None,
+    }
+    config = CompressConfig("a.onnx", **options)
+    assert config == CompressConfig.from_options({"model": "a.onnx", **options})
+    assert config.budgets == (Budget("macs", relative=0.5),)
+    assert (config.keep, config.plan, config.output, config.seed) == (
+        ("foo*",), Path("x.plan"), Path("out.onnx"), 0
+    )  # fmt: skip
+    assert config.preprocess == Preprocess(mean=(0.5,))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"budgets": "macs 50%"},
+        {"budgets": ("macs 50%",)},
+        {"budgets": 0.5},
+        {"keep": 3},
+        {"plan": 3},
+        {"preprocess": 3},
+        {"dry_run": "yes"},
+    ],
+)
+def test_fields_are_refused_as_options_are(options: dict[str, Any]) -> None:
+    for make in (lambda: CompressConfig("a.onnx", **options), lambda: CompressConfig.of("a.onnx", options)):
+        with pytest.raises(UsageError) as caught:
+            make()
+        assert caught.value.hint
 
 
 def test_no_model_is_an_error() -> None:
@@ -121,6 +160,22 @@ def test_toml_is_read_and_its_paths_are_relative_to_it(tmp_path: Path) -> None:
     assert config.budgets == (Budget("macs", relative=0.5),)
     assert config.keep == ("*/head/*",)
     assert config.preprocess == Preprocess(mean=(0.485, 0.456, 0.406))
+
+
+def test_toml_may_start_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.toml", '\ufeffmodel = "/net.onnx"')
+    assert CompressConfig.from_toml(path).model == "/net.onnx"
+
+
+@pytest.mark.parametrize("name", ["file", "file/folder", "link"])
+def test_a_checkpoint_needs_a_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(UsageError, match="not a folder") as caught:
+        CompressConfig("a.onnx", recover="finetune", checkpoint=tmp_path / name)
+    assert caught.value.hint
+    for fine in (".", "new/folder"):
+        CompressConfig("a.onnx", recover="finetune", checkpoint=tmp_path / fine)
 
 
 def test_synthetic_data_is_no_path(tmp_path: Path) -> None:

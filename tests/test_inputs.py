@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +152,56 @@ def test_paths_that_the_system_refuses_are_no_bugs(
 
 
 def test_the_stages_take_models_as_paths_bytes_and_protos() -> None:
+    options: dict[str, Any] = {"data": str(DATA), "split": ":50", "threads": 1}
     for model in (MODEL, str(MODEL), MODEL.read_bytes(), onnx.load(MODEL)):
         assert onnxprune.analyze_graph(model).groups
+        assert onnxprune.evaluate(model, **options).metrics["top1"] > 90
+        benched = onnxprune.benchmark(model, runs=1, threads=1).models
+        assert len(benched) == 1 and benched[0].memory_bytes != 0
+    assert onnxprune.analyze(MODEL, **options, calibration=40, method="l1", only="*stem*").groups
+
+
+def test_select_takes_the_budgets_of_compress() -> None:
+    graph = onnxprune.analyze_graph(MODEL)
+    plan = onnxprune.select(graph, None, 0.5, method="l1")
+    assert not plan.keep.all()
+    for budget in ("50%", np.float32(0.5), onnxprune.inspect(MODEL).cost.macs // 2):
+        assert np.array_equal(onnxprune.select(graph, None, budget, method="l1").keep, plan.keep)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"budget": budget} for budget in (float("nan"), 1.5, True, None, -1, 0, "half")),
+        {"seed": -1},
+        {"method": "foo"},
+        {"depth_weight": 0.0},
+    ],
+)
+def test_select_refuses_senseless_values(options: dict[str, Any]) -> None:
+    graph = onnxprune.analyze_graph(MODEL)
+    with pytest.raises(UsageError) as caught:
+        onnxprune.select(graph, None, **{"budget": 0.5, "method": "random", **options})
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: onnxprune.inspect(3),  # type: ignore[arg-type]
+        lambda: onnxprune.benchmark([MODEL, None]),  # type: ignore[list-item]
+        lambda: onnxprune.benchmark([]),
+        lambda: onnxprune.benchmark(MODEL, runs="3"),  # type: ignore[arg-type]
+        lambda: onnxprune.benchmark(MODEL, threads=-1),
+        lambda: onnxprune.evaluate(MODEL, dat=DATA),
+        lambda: onnxprune.evaluate(CompressConfig(MODEL), data=DATA),
+        lambda: onnxprune.compress(MODEL, model=MODEL, **OPTIONS),
+    ],
+)
+def test_the_stages_refuse_what_is_no_model_or_no_option(call: Callable[[], object]) -> None:
+    with pytest.raises(UsageError) as caught:
+        call()
+    assert caught.value.hint
 
 
 def test_scores_that_are_not_numbers_are_reported() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, cast
 
 from onnxprune.errors import UsageError
 from onnxprune.profile.spec import TensorSpec
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 Layout = Literal["nchw", "nhwc"]
 Color = Literal["rgb", "bgr", "gray"]
 Size = int | tuple[int, int]
+
+_Number = TypeVar("_Number", float, int)
 
 METADATA_KEY: Final = "onnxprune.preprocess"
 LAYOUTS: Final = ("nchw", "nhwc")
@@ -172,16 +175,7 @@ def record_preprocess(model: onnx.ModelProto, preprocess: Preprocess) -> None:
 def _numbers(name: str, value: object) -> tuple[float, ...] | None:
     if value is None:
         return None
-    if isinstance(value, str):
-        parts: Sequence[object] = value.replace(",", " ").split()
-    elif isinstance(value, Sequence):
-        parts = value
-    else:
-        parts = [value]
-    try:
-        numbers = tuple(float(cast(float, part)) for part in parts)
-    except (TypeError, ValueError):
-        numbers = ()
+    numbers = _parts(value, float, ",")
     if not numbers or not all(math.isfinite(number) for number in numbers):
         raise UsageError(
             f"--{name} {value!r} is not a number or a list of numbers", hint="such as 0.5,0.5,0.5"
@@ -192,17 +186,23 @@ def _numbers(name: str, value: object) -> tuple[float, ...] | None:
 def _size(name: str, value: object) -> Size | None:
     if value is None:
         return None
-    parts: Sequence[object]
-    if isinstance(value, str):
-        parts = value.lower().replace(",", " ").replace("x", " ").split()
-    elif isinstance(value, Sequence):
-        parts = value
-    else:
-        parts = [value]
-    try:
-        sizes = [int(cast(int, part)) for part in parts]
-    except (TypeError, ValueError):
-        sizes = []
+    sizes = _parts(value, _whole, ",xX")
     if len(sizes) not in (1, 2) or min(sizes) < 1 or max(sizes) > 1 << 16:
         raise UsageError(f"--{name} {value!r} is not a size in pixels", hint="such as 224 or 224x320 (HxW)")
     return sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])
+
+
+def _parts(value: object, number: Callable[[Any], _Number], separators: str) -> tuple[_Number, ...]:
+    """The numbers in a text, in a sequence, or in one value alone; none where a part is no such number."""
+    if isinstance(value, str):
+        parts: Sequence[object] = value.translate(dict.fromkeys(map(ord, separators), " ")).split()
+    else:
+        parts = value if isinstance(value, Sequence) else [value]
+    try:
+        return () if any(isinstance(part, bool) for part in parts) else tuple(map(number, parts))
+    except (TypeError, ValueError):
+        return ()
+
+
+def _whole(part: object) -> int:
+    return int(part) if isinstance(part, str) else operator.index(cast(int, part))

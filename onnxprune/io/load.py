@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from onnxprune.errors import ModelError, UsageError
 from onnxprune.io import limits
 from onnxprune.io.validate import check_model, shorten
 from onnxprune.io.wire import read_model
+
+ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto
+"""What stands for a model wherever one is taken."""
 
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 _BYTES = "the given bytes"
@@ -48,7 +52,7 @@ class LoadedModel:
     owned: bool = False
 
 
-def load(source: str | Path | bytes | onnx.ModelProto, *, memory: int | None = None) -> LoadedModel:
+def load(source: ModelSource, *, memory: int | None = None) -> LoadedModel:
     """Read and check a model from a path, from bytes, or from a message (which is not copied).
 
     ``memory`` bounds the bytes of the file and of all weights (default: this machine's memory).
@@ -60,9 +64,13 @@ def load(source: str | Path | bytes | onnx.ModelProto, *, memory: int | None = N
         model, digest = source, _message_digest(source)
     elif isinstance(source, bytes):
         model, digest = _parse(source), hashlib.sha256(source).hexdigest()
-    else:
+    elif isinstance(source, str | os.PathLike):
         path = Path(source)
         model, digest = _read(path, limit)
+    else:
+        raise UsageError(
+            f"the model is {str(source)[:40]!r}, not a path", hint="give a path, bytes or a ModelProto"
+        )
     if not model.ir_version and not model.opset_import:
         raise ModelError(
             f"not an ONNX model: {path or _BYTES} states no format version",

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from onnxprune.config import CompressConfig, at_least
 from onnxprune.errors import UsageError
-from onnxprune.io.load import LoadedModel, load
+from onnxprune.io.load import LoadedModel, ModelSource, load
+from onnxprune.io.save import save
 from onnxprune.profile.latency import random_inputs, time_sessions
 from onnxprune.profile.memory import peak_memory
 from onnxprune.profile.session import Session, open_session
 from onnxprune.progress import Progress, SilentProgress
-from onnxprune.report.schema import BenchmarkReport, Latency, ModelBenchmark, ModelFiles
+from onnxprune.report.evaluation import model_files
+from onnxprune.report.inspection import file_bytes
+from onnxprune.report.schema import BenchmarkReport, Latency, ModelBenchmark
 
 
 def benchmark(
-    models: Sequence[str | os.PathLike[str]],
+    models: ModelSource | Sequence[ModelSource],
     *,
     batch: int = 1,
     runs: int = 50,
@@ -25,18 +30,20 @@ def benchmark(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> BenchmarkReport:
-    """Measure model files on random inputs; see `measure_latency` for ``shape``.
+    """Measure one model, or several in turns, on random inputs; see `measure_latency` for ``shape``.
 
     ``ratio`` of the report is the second model over the first. Raises UsageError for options that
     make no sense, ModelError for a model that is refused.
     """
     for name, value in (("batch", batch), ("runs", runs)):
-        if value < 1:
-            raise UsageError(f"--{name} {value} is not at least 1", hint=f"leave out --{name}")
-    if not models:
-        raise UsageError("no model to measure")
+        at_least(name, value, 1)
+    several = models if isinstance(models, list | tuple) else (models,)
+    if not several:
+        raise UsageError("no model to measure", hint="give a model, or a list of them")
+    for model in several:
+        CompressConfig.of(model, {"provider": provider, "threads": threads})
     progress = progress or SilentProgress()
-    loaded = [load(Path(model)) for model in models]
+    loaded = [load(model) for model in several]
     sessions = [open_session(item.model, provider=provider, threads=threads) for item in loaded]
     latencies = time_sessions(sessions, batch=batch, runs=runs, shape=shape, progress=progress)
     results = []
@@ -61,21 +68,31 @@ def _result(
     shape: Sequence[int] | None,
     threads: int | None,
 ) -> ModelBenchmark:
-    assert item.path is not None  # all were loaded from paths
     inputs = random_inputs(session.inputs, batch=batch, shape=shape)
-    memory = peak_memory(
-        item.path,
-        inputs={name: (array.shape, array.dtype.name) for name, array in inputs.items()},
-        provider=session.provider,
-        threads=threads,
-    )
+    with _stored(item) as path:
+        memory = peak_memory(
+            path,
+            inputs={name: (array.shape, array.dtype.name) for name, array in inputs.items()},
+            provider=session.provider,
+            threads=threads,
+        )
     return ModelBenchmark(
-        model=ModelFiles(input=os.fspath(item.path), sha256={"input": item.sha256}),
+        model=model_files(item),
         latency=latency,
         throughput=(batch if shape is None else shape[0]) * 1e3 / latency.mean_ms,
         memory_bytes=memory,
-        bytes=sum(file.stat().st_size for file in item.files),
+        bytes=file_bytes(item),
     )
+
+
+@contextmanager
+def _stored(item: LoadedModel) -> Iterator[Path]:
+    """The model's file, for the time of the block where it came from memory."""
+    if item.path is not None:
+        yield item.path
+        return
+    with TemporaryDirectory() as folder:
+        yield save(item.model, Path(folder, "model.onnx"))[0]
 
 
 def _ratio(first: ModelBenchmark, second: ModelBenchmark) -> dict[str, float]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from onnxprune.errors import UsageError
+from onnxprune.io.load import ModelSource
 from onnxprune.profile.session import Session, open_session
 from onnxprune.profile.spec import TensorSpec
 from onnxprune.progress import Progress, SilentProgress
@@ -22,7 +21,6 @@ _WARM_UP_SECONDS = 0.2
 """Both are reached before anything counts: caches fill and processors leave their idle clock."""
 
 Array = npt.NDArray[Any]
-ModelSource = onnx.ModelProto | bytes | str | os.PathLike[str]
 
 
 def measure_latency(

@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import os
 import time
-
-import onnx
+from typing import Any
 
 from onnxprune.config import CompressConfig
 from onnxprune.errors import DataError
 from onnxprune.evaluate.datasets import load_dataset
 from onnxprune.evaluate.metrics import Metrics, evaluate_against
 from onnxprune.evaluate.preprocess import preprocess_of
-from onnxprune.io.load import LoadedModel, load
+from onnxprune.io.load import LoadedModel, ModelSource, load
 from onnxprune.profile.session import open_session
 from onnxprune.progress import Progress
 from onnxprune.report.schema import Comparison, EvaluationReport, Fidelity, ModelFiles
 
 
 def evaluate(
-    config: CompressConfig,
+    config: CompressConfig | ModelSource,
     *,
-    against: str | os.PathLike[str] | bytes | onnx.ModelProto | None = None,
+    against: ModelSource | None = None,
     progress: Progress | None = None,
+    **options: Any,
 ) -> EvaluationReport:
     """Accuracy of ``config.model`` on ``config.data``, and its fidelity to the model ``against``.
 
-    The preprocessing is the configuration's, else the one recorded in the model's metadata, else in
-    that of ``against``. Without labels there is only the fidelity; DataError where there is neither.
+    Takes a configuration, or a model and the options by keyword, as `compress` does. The
+    preprocessing is the configuration's, else the one recorded in the model's metadata, else in that of
+    ``against``. Without labels there is only the fidelity; DataError where there is neither.
     """
+    config = CompressConfig.of(config, options)
     start = time.perf_counter()
-    loaded = load(as_source(config.model))
-    original = None if against is None else load(as_source(against))
+    loaded = load(config.model)
+    original = None if against is None else load(against)
     recorded = preprocess_of(loaded.model)
     if recorded is None and original is not None:
         recorded = preprocess_of(original.model)
@@ -98,8 +100,3 @@ def model_files(loaded: LoadedModel) -> ModelFiles:
     return ModelFiles(
         input=None if loaded.path is None else os.fspath(loaded.path), sha256={"input": loaded.sha256}
     )
-
-
-def as_source(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> str | bytes | onnx.ModelProto:
-    """A model as `load` takes it."""
-    return model if isinstance(model, bytes | onnx.ModelProto) else os.fspath(model)

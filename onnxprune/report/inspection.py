@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,9 +11,9 @@ import onnx
 from onnxprune.graph.analysis import analyze_graph
 from onnxprune.graph.plan import keep_all
 from onnxprune.graph.structure import FIXED, IntArray, PruningGraph
-from onnxprune.io.load import LoadedModel, load
+from onnxprune.io.load import LoadedModel, ModelSource, load
 from onnxprune.profile.cost import CostModel, count, uncounted_bodies
-from onnxprune.report.evaluation import as_source, model_files
+from onnxprune.report.evaluation import model_files
 from onnxprune.report.schema import (
     Coverage,
     Figures,
@@ -26,7 +25,7 @@ from onnxprune.report.schema import (
 
 
 def inspect(
-    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    model: ModelSource,
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> InspectReport:
@@ -34,7 +33,7 @@ def inspect(
 
     Raises ModelError for a model that is refused.
     """
-    loaded = load(as_source(model))
+    loaded = load(model)
     stated, cost, size = _format(loaded.model), count(loaded.model), file_bytes(loaded)
     graph = analyze_graph(loaded.model, input_shapes=input_shapes, in_place=loaded.owned)
     costs = CostModel.of(graph)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, get_args
 
 from onnxprune.errors import UsageError
@@ -85,13 +86,12 @@ class Budget:
 def parse_budget(kind: BudgetKind, text: str | float) -> Budget:
     """A budget from what a user writes: ``50%``, ``0.5``, ``12M``, ``1.5G``, ``5MB``, ``4ms``.
 
-    Bare numbers up to 1 are shares of the original. Counts take K, M, G (powers of ten), sizes also
-    KB, MB, GB and KiB, MiB, GiB, latencies need us, ms or s. Raises UsageError for all else.
+    Bare numbers, numpy's among them, up to 1 are shares of the original. Counts take K, M, G (powers of
+    ten), sizes also KB, MB, GB and KiB, MiB, GiB, latencies need us, ms or s. UsageError for all else.
     """
-    if isinstance(text, bool) or not isinstance(text, str | int | float):
+    if isinstance(text, bool) or not isinstance(text, str | Real):
         raise UsageError(f"--{kind} takes a share or an amount, not {text!r}", hint=_hint(kind))
-    if not isinstance(text, str):
-        text = repr(text)
+    text = str(text)
     match = _NUMBER.fullmatch(text)
     if match is None:
         raise UsageError(f"--{kind} {text!r} is neither a share nor an amount", hint=_hint(kind))

@@ -137,3 +137,14 @@ def test_two_models_side_by_side(tmp_path: Path) -> None:
     assert first.throughput == pytest.approx(2e3 / first.latency.mean_ms)
     assert (report.provider, report.threads, report.batch) == ("cpu", 1, 2)
     assert benchmark([small], runs=2, threads=1).ratio == {}
+
+
+def test_a_model_in_memory_is_measured_as_its_file_is(tmp_path: Path) -> None:
+    model = chain(512, 6)
+    path = saved(model, tmp_path / "a.onnx")
+    report = benchmark([path, path.read_bytes(), model], runs=2, threads=1, provider="cpu")
+    file, data, proto = report.models
+    assert file.bytes == data.bytes == proto.bytes
+    assert data.model.input is None and data.model.sha256 == file.model.sha256
+    for entry in (data, proto):
+        assert entry.memory_bytes == pytest.approx(file.memory_bytes, rel=0.5)

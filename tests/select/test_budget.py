@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +26,8 @@ from onnxprune.select.budget import BUDGET_KINDS, Budget, BudgetKind, parse_budg
         ("macs", "1.5g", None, 1.5e9),
         ("macs", "12_000_000", None, 12e6),
         ("macs", 12_000_000, None, 12e6),
+        ("macs", np.float32(0.1), 0.1, None),
+        ("macs", np.int64(1_400_000), None, 1.4e6),
         ("params", "300K", None, 300e3),
         ("size", "5MB", None, 5e6),
         ("size", "500 kB", None, 500e3),
@@ -62,6 +65,8 @@ def test_reads_shares_and_amounts(
         ("macs", "5MB", "unknown unit 'MB'"),
         ("macs", "50", "would be 50 in all"),
         ("macs", True, "not True"),
+        ("macs", np.bool_(True), "takes a share"),
+        ("macs", np.float64("nan"), "neither"),
         ("size", "4ms", "unknown unit 'ms'"),
         ("latency", "4", "no unit"),
         ("latency", "12M", "unknown unit 'M'"),
