@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from onnxprune.config import DATA_TERMS, METHODS, RECOVERIES
+from onnxprune.config import DATA_TERMS, MAX_GROUP_RATIO, METHODS, RECOVERIES
 from onnxprune.errors import UsageError
 from onnxprune.io.text import save_text
 
@@ -119,7 +119,7 @@ LIMITS = grouped(
         type=float,
         metavar="SHARE",
         help="Remove at most this share of a group; 1 lets whole residual branches go. "
-        + default_of("max_group_ratio"),
+        f"[default: {MAX_GROUP_RATIO}]",
     ),
 )
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from onnxprune.calibration import Calibration, labelled
-from onnxprune.config import CompressConfig
+from onnxprune.config import MAX_GROUP_RATIO, CompressConfig
 from onnxprune.depth import closest, depth_weights
 from onnxprune.errors import BudgetError, ModelError, UsageError
 from onnxprune.evaluate.gates import drop_gate
@@ -121,12 +121,8 @@ class Run:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"can't read the plan {path}: {error}", hint="--save-plan writes one") from error
         plan = Plan.from_json(self.graph, text, model_sha256=self.source.sha256)
-        ratio = self.config.max_group_ratio
-        stated = ratio != CompressConfig.max_group_ratio  # else plans may go further than selection does
-        limits = Limits(
-            self.config.round_to, ratio if stated else 1.0, whole_branches=not stated or ratio == 1.0
-        )
-        require_choices(self.graph, plan, self.config.keep, self.config.only, limits)
+        # Plans may go further than selection does by itself.
+        require_choices(self.graph, plan, self.config.keep, self.config.only, self._limits(1.0))
         return plan
 
     def _rankings(self) -> tuple[Rankings, ClassStructure | None]:
@@ -175,10 +171,14 @@ class Run:
         return rankings, class_structure(statistics, data.names)
 
     def _allocate(self, rankings: list[Ranking], goals: tuple[CostGoal, ...]) -> Plan:
-        ratio = self.config.max_group_ratio
-        limits = Limits(self.config.round_to, ratio, whole_branches=ratio == 1.0)
         graph = protect_branches(self.graph, self.config.keep)
-        return plan_within(graph, rankings, goals, limits, self.config.method)
+        return plan_within(graph, rankings, goals, self._limits(MAX_GROUP_RATIO), self.config.method)
+
+    def _limits(self, otherwise: float) -> Limits:
+        """What a plan must respect; ``otherwise`` is the ratio of each group that may go if none is given."""
+        given = self.config.max_group_ratio
+        ratio = otherwise if given is None else given
+        return Limits(self.config.round_to, ratio, whole_branches=ratio == 1.0)
 
     def _closest(self, rankings: Rankings, planned: Callable[[list[Ranking]], Plan]) -> Candidate:
         """Recover the plan of each ranking, and take the one that stays closest to the original."""

@@ -38,6 +38,9 @@ SYNTHETIC = "synthetic"
 MAX_THREADS = 1024
 """More than this is a slip, and would take the machine down."""
 
+MAX_GROUP_RATIO = 0.9
+"""Largest share of a group's units that selection removes where nothing else is said."""
+
 _CALLABLE_DATA = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _PATH_OPTIONS = ("model", "output", "data", "eval_data", "plan", "save_plan", "checkpoint")
 _COMMAND_LINE_ONLY = ("json", "report", "plot", "quiet", "debug", "against", "config")
@@ -94,8 +97,8 @@ class CompressConfig:
     only: tuple[str, ...] = ()
     """Globs over node names; where given, nothing else is pruned."""
     round_to: int = 1
-    max_group_ratio: float = 0.9
-    """Largest share of a group's units that may go."""
+    max_group_ratio: float | None = None
+    """Largest share of a group's units that may go; None: `MAX_GROUP_RATIO`, for saved plans no bound."""
 
     seed: int = 0
     provider: Provider = "auto"
@@ -141,9 +144,10 @@ class CompressConfig:
                 f"--depth-weight {weight!r} is not between 0.001 and 1000",
                 hint="2 makes an error at the last layer twice as dear as at the first; auto tries 1 and 3",
             )
-        if not (_is_number(self.max_group_ratio) and 0.0 < self.max_group_ratio <= 1.0):
+        ratio = self.max_group_ratio
+        if ratio is not None and not (_is_number(ratio) and 0.0 < ratio <= 1.0):
             raise UsageError(
-                f"--max-group-ratio {self.max_group_ratio!r} is not between 0 and 1",
+                f"--max-group-ratio {ratio!r} is not between 0 and 1",
                 hint="0.9 lets every group lose at most nine tenths of its channels",
             )
         if self.max_drop is not None and not (

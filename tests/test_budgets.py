@@ -112,6 +112,15 @@ def test_a_saved_plan_that_goes_against_a_choice_is_refused(
         compress(plan=plan, **choice)
 
 
+def test_the_usual_ratio_binds_a_saved_plan_only_where_it_is_stated(tmp_path: Path) -> None:
+    far = tmp_path / "far.json"
+    compress(macs="1%", max_group_ratio=0.97).save_plan(far)
+    assert compress(plan=far).report.after.macs
+    with pytest.raises(UsageError, match="--max-group-ratio"):
+        compress(plan=far, max_group_ratio=0.9)
+    assert compress(macs="60%").report.method["max_group_ratio"] == 0.9
+
+
 def test_a_saved_plan_that_meets_all_is_applied(plan: Path) -> None:
     result = compress(plan=plan, macs="60%", max_group_ratio=0.8)
     assert result.report.after.macs <= 0.6 * result.report.before.macs

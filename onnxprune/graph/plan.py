@@ -118,9 +118,13 @@ def validate(graph: PruningGraph, plan: Plan) -> None:
     At least one index of every axis has to stay, but inside residual branches that go as a whole.
     """
     keep = plan.keep
-    if keep.dtype != np.bool_ or keep.shape != (graph.unit_count,):
+    if keep.dtype != np.bool_:
         raise PlanError(
-            f"the plan decides {keep.size} units as {keep.dtype}; the model has {graph.unit_count} (bool)",
+            f"the plan's mask holds {keep.dtype}, not bool", hint="True keeps a unit, False removes it"
+        )
+    if keep.shape != (graph.unit_count,):
+        raise PlanError(
+            f"the plan is of another model: it decides on {keep.size} units, this one has {graph.unit_count}",
             hint="make the plan from the analysis of this very model",
         )
     gone: set[str] = set()

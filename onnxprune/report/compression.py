@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from onnxprune.calibration import Calibration
-from onnxprune.config import CompressConfig
+from onnxprune.config import MAX_GROUP_RATIO, CompressConfig
 from onnxprune.evaluate.metrics import Evaluation
 from onnxprune.goals import Latencies, Original
 from onnxprune.graph.plan import Plan
@@ -76,7 +76,7 @@ def compression_report(
             "budgets": [str(budget) for budget in config.budgets],
             "max_drop": config.max_drop,
             "round_to": config.round_to,
-            "max_group_ratio": config.max_group_ratio,
+            "max_group_ratio": MAX_GROUP_RATIO if config.max_group_ratio is None else config.max_group_ratio,
             "seed": config.seed,
             "provider": data.provider,
             **({} if tuning is None else {"finetune": _tuning_figures(tuning)}),
