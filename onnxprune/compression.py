@@ -6,18 +6,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import onnx
 
 from onnxprune.calibration import Calibration, labelled
+from onnxprune.candidate import Candidate, keep_start, kept_start, run_digest
 from onnxprune.config import MAX_GROUP_RATIO, CompressConfig
 from onnxprune.depth import closest, depth_weights
 from onnxprune.errors import BudgetError, ModelError, UsageError
 from onnxprune.evaluate.gates import drop_gate
 from onnxprune.evaluate.metrics import Evaluation, divergences, evaluate_against, predict
-from onnxprune.goals import SEARCH_STEPS, Latencies, Original, macs_goal, plan_for, require_budgets
+from onnxprune.goals import SEARCH_STEPS, Original, macs_goal, plan_for, require_budgets
 from onnxprune.graph.check import verify
 from onnxprune.graph.plan import Plan
 from onnxprune.graph.rewrite import rewrite
@@ -31,9 +31,9 @@ from onnxprune.profile.providers import algebra_device
 from onnxprune.profile.session import Session, open_session
 from onnxprune.profile.statistics import collect_statistics
 from onnxprune.progress import Progress
-from onnxprune.recover.closed_form import LayerFit, recover
+from onnxprune.recover.closed_form import recover
 from onnxprune.recover.executor.weights import trainable_weights
-from onnxprune.recover.finetune import Finetuned, FinetuneSettings, finetune
+from onnxprune.recover.finetune import FinetuneSettings, finetune
 from onnxprune.recover.training.distill import residual_joins
 from onnxprune.recover.training.processes import join_processes
 from onnxprune.report.schema import ClassStructure
@@ -44,23 +44,6 @@ from onnxprune.sensitivity import class_structure
 
 Rankings = dict[float, list[Ranking]]
 """Every group's ranking, by the weight of depth that its losses have."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A plan, the model it leads to, what recovery did to its layers, and what it scores once that is known.
-
-    ``depth_weight`` is that of the losses it was chosen by, None for a plan of the user's own.
-    """
-
-    plan: Plan
-    model: onnx.ModelProto
-    fits: tuple[LayerFit, ...]
-    depth_weight: float | None = None
-    evaluation: Evaluation | None = None
-    tuning: Finetuned | None = None
-    classes: ClassStructure | None = None
-    latencies: Latencies | None = None
 
 
 class Clock:
@@ -101,26 +84,32 @@ class Run:
 
     def _chosen(self) -> Candidate:
         config = self.config
+        if (start := self._kept_start()) is not None:
+            return self._finish(start)
         if config.plan is not None:
-            return self._finish(self._recovered(self._saved_plan(config.plan)))
+            return self._finish(self._recovered(self._saved_plan()))
         rankings, classes = self._rankings()
-        if not config.budgets:
-            return replace(self._smallest_within_drop(rankings), classes=classes)
+        found = self._within_budgets(rankings) if config.budgets else self._smallest_within_drop(rankings)
+        return self._finish(replace(found, classes=classes))
 
-        def planned(ranking: list[Ranking]) -> Plan:
-            with self.clock("plan"):
-                return plan_for(
-                    self.graph, config, self.original, lambda goals: self._allocate(ranking, goals)
-                )
+    def _kept_start(self) -> Candidate | None:
+        """What an interrupted run fine-tuned, where it kept that."""
+        folder = self.config.checkpoint
+        return None if folder is None or self._only_plans else kept_start(folder, self._digest())
 
-        return replace(self._finish(self._closest(rankings, planned)), classes=classes)
+    def _digest(self) -> str:
+        return run_digest(self.config, self.source.sha256, self._plan_text(), self.data.samples)
 
-    def _saved_plan(self, path: Path) -> Plan:
+    def _plan_text(self) -> str:
+        """The plan of the user's own as it was saved, empty where there is none."""
+        path = self.config.plan
         try:
-            text = path.read_text(encoding="utf-8")
+            return "" if path is None else path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"can't read the plan {path}: {error}", hint="--save-plan writes one") from error
-        plan = Plan.from_json(self.graph, text, model_sha256=self.source.sha256)
+
+    def _saved_plan(self) -> Plan:
+        plan = Plan.from_json(self.graph, self._plan_text(), model_sha256=self.source.sha256)
         # Plans may go further than selection does by itself.
         require_choices(self.graph, plan, self.config.keep, self.config.only, self._limits(1.0))
         return plan
@@ -180,6 +169,15 @@ class Run:
         ratio = otherwise if given is None else given
         return Limits(self.config.round_to, ratio, whole_branches=ratio == 1.0)
 
+    def _within_budgets(self, rankings: Rankings) -> Candidate:
+        def planned(ranking: list[Ranking]) -> Plan:
+            with self.clock("plan"):
+                return plan_for(
+                    self.graph, self.config, self.original, lambda goals: self._allocate(ranking, goals)
+                )
+
+        return self._closest(rankings, planned)
+
     def _closest(self, rankings: Rankings, planned: Callable[[list[Ranking]], Plan]) -> Candidate:
         """Recover the plan of each ranking, and take the one that stays closest to the original."""
         plans: dict[float, Plan] = {}
@@ -208,11 +206,9 @@ class Run:
         if self._only_plans:
             return candidate
         if tune and self.config.recover == "finetune":
-            candidate = self._agreed(candidate)
-            if not candidate.plan.keep.all():
-                tuning = self._tuned(candidate.plan, candidate.model)
-                candidate = replace(candidate, model=tuning.model, tuning=tuning)
-        candidate = replace(candidate, evaluation=self._evaluation(candidate.model))
+            candidate = self._tuned(self._agreed(candidate))
+        if candidate.evaluation is None:
+            candidate = replace(candidate, evaluation=self._evaluation(candidate.model))
         if self.config.max_drop is not None:
             if candidate.evaluation is None:
                 raise BudgetError("--max-drop needs data to measure accuracy on", hint="give --eval-data")
@@ -239,25 +235,33 @@ class Run:
         return Candidate(plan, recovery.model, recovery.fits)
 
     def _agreed(self, candidate: Candidate) -> Candidate:
-        """The main process's plan and model where torchrun started several: clocks and rounding differ."""
+        """The main process's plan and model where torchrun started several: clocks and rounding differ.
+
+        The main process keeps them where there is a checkpoint.
+        """
         processes = join_processes(algebra_device(self.data.provider))
+        if processes.main and self.config.checkpoint is not None:
+            keep_start(self.config.checkpoint, candidate, self._digest())
         if processes.world == 1:
             return candidate
         model = onnx.ModelProto.FromString(processes.shared(candidate.model.SerializeToString()))
         keep = np.frombuffer(processes.shared(candidate.plan.keep.tobytes()), np.bool_)
-        return replace(candidate, plan=Plan(keep), model=model)
+        return replace(candidate, plan=Plan(keep), model=model, evaluation=None)
 
-    def _tuned(self, plan: Plan, model: onnx.ModelProto) -> Finetuned:
+    def _tuned(self, start: Candidate) -> Candidate:
         config = self.config
+        if start.plan.keep.all():
+            return start
         settings = FinetuneSettings(epochs=config.epochs, time_limit_s=config.time_limit, lr=config.lr)
         # What is shared is trained as one; statistics that equal a weight stay apart from it.
-        student = united(model, trainable_weights(model))
+        student = united(start.model, trainable_weights(start.model))
         with self.clock("fine-tune"):
-            return finetune(
+            tuning = finetune(
                 self.graph.model, student, self.data.training.in_memory(), settings,
-                joins=residual_joins(self.graph, plan), checkpoint=config.checkpoint,
+                joins=residual_joins(self.graph, start.plan), checkpoint=config.checkpoint,
                 provider=config.provider, threads=config.threads, seed=config.seed, progress=self.progress,
             )  # fmt: skip
+        return replace(start, model=tuning.model, tuning=tuning, evaluation=None)
 
     def _evaluation(self, model: onnx.ModelProto) -> Evaluation | None:
         if self.data.evaluation is None:
@@ -296,7 +300,7 @@ class Run:
                 f"nothing could be removed within --max-drop {self.config.max_drop:g}",
                 hint="allow more points, or give more calibration data",
             )
-        return self._finish(best) if self.config.recover == "finetune" else best
+        return best
 
 
 def prunable_groups(graph: PruningGraph, config: CompressConfig) -> list[Group]:

@@ -10,6 +10,7 @@ import pytest
 
 from onnxprune import compression, pipeline
 from onnxprune.config import CompressConfig
+from onnxprune.errors import UsageError
 from onnxprune.recover.closed_form import Recovery
 from onnxprune.report.html import report_html
 from tests.recover.test_finetune import colours, net
@@ -39,6 +40,34 @@ def test_compress_fine_tunes_and_reports_it(tmp_path: Path, monkeypatch: pytest.
     assert "fine-tune" in tuned.report.timings_s
     assert "held_out_agreement_after" in report_html(tuned.report)
     assert "finetune" not in plain.report.method
+
+
+def test_a_run_goes_on_without_selection_and_recovery(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU both differ in the last bits, and the checkpoint would be of another start."""
+    model, tuning = net(), {"recover": "finetune", "epochs": 2, "lr": 1e-3, "checkpoint": tmp_path}
+    first = pipeline.compress(model, data=images(), eval_data=images(20), **tuning, **OPTIONS)
+
+    def never(*given: object, **options: object) -> None:
+        raise AssertionError("the start was kept")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compression, "recover", never)
+        patch.setattr(compression, "collect_statistics", never)
+        again = pipeline.compress(model, data=images(), eval_data=images(20), **tuning, **OPTIONS)
+    assert first.model.SerializeToString() == again.model.SerializeToString()
+    assert (first.plan.keep == again.plan.keep).all()
+    assert first.report.classes == again.report.classes and first.report.classes is not None
+    assert first.report.method == again.report.method
+    assert first.report.warnings == again.report.warnings
+    for other in ({"macs": 0.5}, {"seed": 1}, {"data": images() // 2}, {"method": "l1"}):
+        options = {"data": images(), "eval_data": images(20), **tuning, **OPTIONS, **other}
+        with pytest.raises(UsageError, match="of another run"):
+            pipeline.compress(model, **options)
+    (tmp_path / "start.onnx").write_bytes(b"nothing of the kind")
+    with pytest.raises(UsageError, match="not a start of fine-tuning"):
+        pipeline.compress(model, data=images(), eval_data=images(20), **tuning, **OPTIONS)
 
 
 def test_training_never_sees_what_judges() -> None:

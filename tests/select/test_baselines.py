@@ -10,9 +10,11 @@ import torch
 from onnxprune import pipeline
 from onnxprune.errors import DataError, ModelError, UsageError
 from onnxprune.evaluate.datasets import load_dataset
+from onnxprune.goals import macs_goal
 from onnxprune.graph.analysis import analyze_graph
 from onnxprune.graph.structure import Group, PruningGraph
 from onnxprune.graph.weights import Constants
+from onnxprune.profile.cost import CostModel
 from onnxprune.profile.gradients import BATCH, collect_importance
 from onnxprune.profile.session import open_session
 from onnxprune.profile.statistics import collect_statistics
@@ -195,7 +197,7 @@ def test_obs_is_elimination_without_a_shortlist_at_one_price() -> None:
         np.testing.assert_array_equal(one.order, two.order)
         np.testing.assert_array_equal(one.loss, two.loss)
     # Shares differ between groups, as one price has it.
-    goal = pipeline.macs_goal(pipeline.CostModel.of(graph), 0.6)
+    goal = macs_goal(CostModel.of(graph), 0.6)
     assert isinstance(goal, CostGoal)
     plan = plan_within(graph, found, [goal], Limits(), "obs")
     shares = {round(float(plan.keep[group.units].mean()), 2) for group in groups}
