@@ -17,9 +17,9 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
+from onnxprune.calibration import Calibration
 from onnxprune.config import CompressConfig
 from onnxprune.errors import UsageError
-from onnxprune.evaluate.datasets import Dataset
 from onnxprune.evaluate.metrics import Evaluation
 from onnxprune.goals import Latencies
 from onnxprune.graph.plan import Plan
@@ -56,11 +56,12 @@ class Candidate:
     latencies: Latencies | None = None
 
 
-def run_digest(config: CompressConfig, model_sha256: str, plan: str, samples: Dataset) -> str:
+def run_digest(config: CompressConfig, model_sha256: str, plan: str, data: Calibration) -> str:
     """What tells one start from another; ``plan`` is the text of the user's own."""
     options = {name: repr(getattr(config, name)) for name in _DECIDING}
     digest = hashlib.sha256(json.dumps([options, plan, model_sha256]).encode())
-    digest.update(samples.arrays().inputs.tobytes())
+    digest.update(data.samples.arrays().inputs.tobytes())
+    digest.update(data.classes.tobytes() + repr(data.names).encode())
     return digest.hexdigest()
 
 
@@ -74,14 +75,14 @@ def keep_start(folder: Path, candidate: Candidate, run: str) -> None:
         "depth_weight": candidate.depth_weight,
         "classes": None if candidate.classes is None else asdict(candidate.classes),
     }
+    model, partial = candidate.model, folder / f"{MODEL}.{os.getpid()}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{MODEL}.{os.getpid()}.partial"
         with partial.open("wb") as stream:
-            model = candidate.model
             wire.write_model(stream, without_initializers(model), list(model.graph.initializer))
         os.replace(partial, folder / MODEL)
     except OSError as error:
+        partial.unlink(missing_ok=True)
         raise UsageError(
             f"can't write a checkpoint to {folder}: {error.strerror or error}", hint="choose another folder"
         ) from error
@@ -101,6 +102,8 @@ def kept_start(folder: Path, run: str) -> Candidate | None:
             )
         with (folder / MODEL).open("rb") as stream:
             model, _ = wire.read_model(stream)
+        if not model.graph.output:
+            raise ValueError("no model")
         keep = np.ones(record["units"], dtype=np.bool_)
         keep[record["removed"]] = False
         fits = tuple(LayerFit(**fit) for fit in record["fits"])

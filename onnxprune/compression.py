@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -35,7 +36,7 @@ from onnxprune.recover.closed_form import recover
 from onnxprune.recover.executor.weights import trainable_weights
 from onnxprune.recover.finetune import FinetuneSettings, finetune
 from onnxprune.recover.training.distill import residual_joins
-from onnxprune.recover.training.processes import join_processes
+from onnxprune.recover.training.processes import is_main_process, join_processes
 from onnxprune.report.schema import ClassStructure
 from onnxprune.select.allocate import CostGoal, Limits, Ranking
 from onnxprune.select.rankings import LASSO_METHODS, PRICED_METHODS, STATISTICS_METHODS
@@ -76,29 +77,57 @@ class Run:
     clock: Clock
 
     def best(self) -> Candidate:
-        """The plan that was asked for and what it leads to, all budgets counted once more on that."""
-        chosen = self._chosen()
+        """The plan that was asked for and what it leads to, all budgets counted once more on that.
+
+        With several processes, the first one decides and judges, since clocks and rounding differ.
+        """
+        chosen = self._finish(self._shared_start() if self.config.recover == "finetune" else self._start())
+        if not self._decides:
+            return chosen
         with self.clock("check"):
             latencies = require_budgets(self.graph, chosen.plan, chosen.model, self.config, self.original)
         return replace(chosen, latencies=latencies)
 
-    def _chosen(self) -> Candidate:
-        config = self.config
-        if (start := self._kept_start()) is not None:
-            return self._finish(start)
-        if config.plan is not None:
-            return self._finish(self._recovered(self._saved_plan()))
+    @property
+    def _decides(self) -> bool:
+        """Whether this process judges: alone, or the first of those that fine-tune together."""
+        return self.config.recover != "finetune" or is_main_process()
+
+    def _start(self) -> Candidate:
+        """The plan that was asked for and its model after recovery in closed form."""
+        if self.config.plan is not None:
+            return self._recovered(self._saved_plan())
         rankings, classes = self._rankings()
-        found = self._within_budgets(rankings) if config.budgets else self._smallest_within_drop(rankings)
-        return self._finish(replace(found, classes=classes))
+        within = self._within_budgets if self.config.budgets else self._smallest_within_drop
+        return replace(within(rankings), classes=classes)
 
-    def _kept_start(self) -> Candidate | None:
-        """What an interrupted run fine-tuned, where it kept that."""
-        folder = self.config.checkpoint
-        return None if folder is None or self._only_plans else kept_start(folder, self._digest())
+    def _shared_start(self) -> Candidate:
+        """The start of fine-tuning: the one kept beside a checkpoint, or a new one; the first process's."""
+        processes = join_processes(algebra_device(self.data.provider))
+        start = self._kept_or_new_start() if processes.main else None
+        if processes.world == 1 and start is not None:
+            return start
+        model = processes.shared(b"" if start is None else start.model.SerializeToString())
+        keep = processes.shared(b"" if start is None else start.plan.keep.tobytes())
+        return start or Candidate(Plan(np.frombuffer(keep, np.bool_)), onnx.ModelProto.FromString(model), ())
 
-    def _digest(self) -> str:
-        return run_digest(self.config, self.source.sha256, self._plan_text(), self.data.samples)
+    def _kept_or_new_start(self) -> Candidate:
+        folder = self._checkpoint
+        if folder is None:
+            return self._start()
+        run = run_digest(self.config, self.source.sha256, self._plan_text(), self.data)
+        start = kept_start(folder, run)
+        if start is None:
+            start = self._start()
+            keep_start(folder, start, run)
+        elif self.config.verify:
+            self._verify(start.plan, rewrite(self.graph, start.plan))
+        return start
+
+    @property
+    def _checkpoint(self) -> Path | None:
+        """Where fine-tuning is kept; a dry run writes nothing."""
+        return None if self.config.dry_run else self.config.checkpoint
 
     def _plan_text(self) -> str:
         """The plan of the user's own as it was saved, empty where there is none."""
@@ -122,11 +151,7 @@ class Run:
                 f"--data-term is of no use with --method {config.method}",
                 hint=f"it is what these fit: {', '.join(LASSO_METHODS)}",
             )
-        if config.depth_weight not in ("auto", 1.0) and config.method not in PRICED_METHODS:
-            raise UsageError(
-                f"--depth-weight is of no use with --method {config.method}",
-                hint=f"it weighs losses, which these have: {', '.join(PRICED_METHODS)}",
-            )
+        check_weighed(config)
         groups = prunable_groups(self.graph, config)
         if config.method == "taylor":
             with self.clock("profile"):
@@ -181,10 +206,17 @@ class Run:
     def _closest(self, rankings: Rankings, planned: Callable[[list[Ranking]], Plan]) -> Candidate:
         """Recover the plan of each ranking, and take the one that stays closest to the original."""
         plans: dict[float, Plan] = {}
+        failed: BudgetError | None = None
         for weight, ranking in rankings.items():
-            plan = planned(ranking)
+            try:
+                plan = planned(ranking)
+            except BudgetError as error:
+                failed = error
+                continue
             if not any(np.array_equal(plan.keep, other.keep) for other in plans.values()):
                 plans[weight] = plan
+        if failed is not None and not plans:
+            raise failed
         if len(plans) == 1:
             ((weight, plan),) = plans.items()
             return replace(self._recovered(plan, needed=not self._only_plans), depth_weight=weight)
@@ -206,7 +238,9 @@ class Run:
         if self._only_plans:
             return candidate
         if tune and self.config.recover == "finetune":
-            candidate = self._tuned(self._agreed(candidate))
+            candidate = self._tuned(candidate)
+        if not self._decides:
+            return candidate
         if candidate.evaluation is None:
             candidate = replace(candidate, evaluation=self._evaluation(candidate.model))
         if self.config.max_drop is not None:
@@ -220,8 +254,7 @@ class Run:
         with self.clock("rewrite"):
             pruned = rewrite(self.graph, plan)
         if self.config.verify:
-            with self.clock("verify"):
-                verify(self.graph, plan, pruned, seed=self.config.seed)
+            self._verify(plan, pruned)
         if not needed or self.config.recover == "none" or plan.keep.all():
             return Candidate(plan, pruned, ())
         with self.clock("recover"):
@@ -234,19 +267,9 @@ class Run:
             )  # fmt: skip
         return Candidate(plan, recovery.model, recovery.fits)
 
-    def _agreed(self, candidate: Candidate) -> Candidate:
-        """The main process's plan and model where torchrun started several: clocks and rounding differ.
-
-        The main process keeps them where there is a checkpoint.
-        """
-        processes = join_processes(algebra_device(self.data.provider))
-        if processes.main and self.config.checkpoint is not None:
-            keep_start(self.config.checkpoint, candidate, self._digest())
-        if processes.world == 1:
-            return candidate
-        model = onnx.ModelProto.FromString(processes.shared(candidate.model.SerializeToString()))
-        keep = np.frombuffer(processes.shared(candidate.plan.keep.tobytes()), np.bool_)
-        return replace(candidate, plan=Plan(keep), model=model, evaluation=None)
+    def _verify(self, plan: Plan, pruned: onnx.ModelProto) -> None:
+        with self.clock("verify"):
+            verify(self.graph, plan, pruned, seed=self.config.seed)
 
     def _tuned(self, start: Candidate) -> Candidate:
         config = self.config
@@ -258,7 +281,7 @@ class Run:
         with self.clock("fine-tune"):
             tuning = finetune(
                 self.graph.model, student, self.data.training.in_memory(), settings,
-                joins=residual_joins(self.graph, start.plan), checkpoint=config.checkpoint,
+                joins=residual_joins(self.graph, start.plan), checkpoint=self._checkpoint,
                 provider=config.provider, threads=config.threads, seed=config.seed, progress=self.progress,
             )  # fmt: skip
         return replace(start, model=tuning.model, tuning=tuning, evaluation=None)
@@ -301,6 +324,15 @@ class Run:
                 hint="allow more points, or give more calibration data",
             )
         return best
+
+
+def check_weighed(config: CompressConfig) -> None:
+    """Raise UsageError where a weight of depth is stated and the method has no losses to weigh."""
+    if config.depth_weight not in ("auto", 1.0) and config.method not in PRICED_METHODS:
+        raise UsageError(
+            f"--depth-weight is of no use with --method {config.method}",
+            hint=f"it weighs losses, which these have: {', '.join(PRICED_METHODS)}",
+        )
 
 
 def prunable_groups(graph: PruningGraph, config: CompressConfig) -> list[Group]:

@@ -69,7 +69,7 @@ class CompressConfig:
     data_term: DataTerm = "contribution"
     depth_weight: float | Literal["auto"] = "auto"
     """How much dearer an error is at the last layer than at the first, which later fits mend in part;
-    ``auto`` tries 1 and 3 on networks where that takes about a minute, and takes 1 on others."""
+    ``auto`` selects and recovers with 1 and with 3 on small networks, and takes 1 on others."""
     recover: Recovery = "closed-form"
 
     epochs: float | None = None

@@ -1,9 +1,8 @@
 """How much dearer an error is in a late layer than in an early one, where nobody says: by trial.
 
 The fits behind an early layer mend part of its error (`LassoSettings`). How much differs from network to
-network, and no loss of the selection tells. So where one more recovery is cheap, plans with each of a few
-weights are recovered, and the one whose model stays closest to the original on the calibration samples is
-taken.
+network, and no loss of the selection tells. So where that is cheap, plans with each of a few weights are made
+and recovered, and the one whose model stays closest to the original on the calibration samples is taken.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ class _Stopwatch:
 
 
 def _opened(model: onnx.ModelProto, config: CompressConfig) -> Session:
-    return open_session(model, provider=config.provider, threads=config.threads)
+    return open_session(model, provider=config.provider, threads=config.threads, exact=False)
 
 
 def macs_goal(costs: CostModel, share: float) -> CostGoal:
@@ -169,17 +169,18 @@ def _within_size(
     allocate: Allocate,
 ) -> Plan:
     """Allocate by an estimate of the bytes, measured and corrected until the real file fits."""
-    limit, whole = size.limit(original.bytes), original.stored(graph.model)
-    params = costs.params(keep_all(graph).keep)
-    width = _bytes_per_parameter(graph)
+    limit, width = size.limit(original.bytes), _bytes_per_parameter(graph)
+    offset = original.stored(graph.model) - width * costs.params(keep_all(graph).keep)
+    last: tuple[int, int] | None = None
     for _ in range(_SIZE_STEPS):
-        goal = CostGoal(costs, "size", limit, scale=width, offset=whole - width * params)
-        plan = allocate((*goals, goal))
-        real = original.stored(rewrite(graph, plan))
+        plan = allocate((*goals, CostGoal(costs, "size", limit, scale=width, offset=offset)))
+        params, real = costs.params(plan.keep), original.stored(rewrite(graph, plan))
         if real <= limit:
             return plan
-        if removed := params - costs.params(plan.keep):
-            width = (whole - real) / removed
+        # Through the last two measurements: what rewriting adds, such as nodes, is in both.
+        if last is not None and last[0] > params and last[1] > real:
+            width = (last[1] - real) / (last[0] - params)
+        offset, last = real - width * params + 1, (params, real)
     raise BudgetError(f"no plan was found within {size}", hint="raise the size a little")
 
 

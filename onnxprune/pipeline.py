@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 
 from onnxprune.calibration import open_calibration
-from onnxprune.compression import Clock, Run, prunable_groups
+from onnxprune.compression import Clock, Run, check_weighed, prunable_groups
 from onnxprune.config import CompressConfig
 from onnxprune.errors import BudgetError
 from onnxprune.evaluate.preprocess import record_preprocess
@@ -28,6 +28,7 @@ from onnxprune.io.validate import check_numbers
 from onnxprune.profile.benchmark import benchmark
 from onnxprune.profile.cost import CostModel, count
 from onnxprune.progress import Progress, SilentProgress
+from onnxprune.recover.memory import memory_errors
 from onnxprune.recover.training.processes import is_main_process
 from onnxprune.report.compression import compression_report
 from onnxprune.report.evaluation import evaluate
@@ -130,7 +131,8 @@ def compress(
     if data.samples.preprocess is not None:  # before any budget is counted: it takes bytes
         record_preprocess(graph.model, data.samples.preprocess)
     run = Run(config, source, graph, original, data, progress, clock)
-    chosen = run.best()
+    with memory_errors():
+        chosen = run.best()
     if config.plan is None and np.all(chosen.plan.keep):
         data = replace(
             data, warnings=(*data.warnings, "the budget is met by the original: nothing was removed")
@@ -178,13 +180,14 @@ def select(
     *,
     method: str = "stlp-ib",
     limits: Limits | None = None,
-    depth_weight: float = 1.0,
+    depth_weight: float | Literal["auto"] = "auto",
     seed: int = 0,
 ) -> Plan:
     """The plan that brings the MACs of ``graph`` down to ``budget``; see `rank`.
 
     ``budget`` is what `compress` takes as ``macs``, such as 0.5 or "12M". ``statistics`` are those of
-    `collect_statistics`; the lasso methods, obs and wanda need them, taylor can't be used here.
+    `collect_statistics`; the lasso methods, obs and wanda need them, taylor can't be used here. Without a
+    ``depth_weight`` all depths weigh alike: trying several takes a recovery.
     """
     config = CompressConfig.from_options(
         {
@@ -199,5 +202,7 @@ def select(
     costs = CostModel.of(graph)
     goal = CostGoal(costs, "macs", config.budgets[0].limit(costs.macs(keep_all(graph).keep)))
     groups = prunable_groups(graph, config)
-    rankings = rank(graph, groups, method, statistics=statistics, depth_weight=depth_weight, seed=seed)
+    weight = 1.0 if config.depth_weight == "auto" else config.depth_weight
+    check_weighed(config)
+    rankings = rank(graph, groups, method, statistics=statistics, depth_weight=weight, seed=config.seed)
     return plan_within(graph, rankings, [goal], limits or Limits(), method)

@@ -67,6 +67,19 @@ def test_a_quantized_model_meets_the_size_where_parameters_are_bytes(tmp_path: P
     assert 0.97 * share * whole < after <= share * whole
 
 
+@pytest.mark.parametrize("share", (0.95, 0.8, 0.6))
+def test_a_size_is_met_where_rewriting_adds_nodes(share: float) -> None:
+    """Pads and Gathers keep the distances that an LRN sums over; what they take is no parameter."""
+    b = Builder(seed=0)
+    x = b.input((1, 3, 8, 8), dynamic=True)
+    for _ in range(3):
+        x = b.conv(x, 24, 1)
+        x = b.like("LRN", x, size=5)
+    model = b.model(b.shaped(b.node("GlobalAveragePool", [b.conv(x, 64, 1)]), 1, 64, 1, 1))
+    report = compress(model, data="synthetic", split=None, calibration=8, method="random", size=share).report
+    assert 0.9 * share * report.before.bytes < report.after.bytes <= share * report.before.bytes
+
+
 def test_external_data_counts_with_its_padding(external: Path, tmp_path: Path) -> None:
     result = compress(external, size="190000B", output=tmp_path / "small.onnx")
     result.save(tmp_path / "small.onnx")

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxprune import pipeline
+from onnxprune import compression, pipeline
 from onnxprune.config import CompressConfig
 from onnxprune.depth import MOST_MACS, WEIGHTS, closest, depth_weights
-from onnxprune.errors import UsageError
+from onnxprune.errors import BudgetError, UsageError
 from onnxprune.evaluate.metrics import fidelity
 from onnxprune.pipeline import CompressionResult
 
@@ -37,6 +37,17 @@ def test_later_layers_keep_more(method: str) -> None:
     assert (np.diff(earlier) < 0).all() and (np.diff(later) > 0).all(), kept
 
 
+def test_select_takes_it_as_compress_does() -> None:
+    graph = pipeline.analyze_graph(str(SAMPLE / "digits.onnx"))
+    plans = [
+        pipeline.select(graph, None, 0.5, method="l1", depth_weight=weight).keep.sum()
+        for weight in ("auto", 1)
+    ]
+    assert plans[0] == plans[1]
+    with pytest.raises(UsageError, match="--depth-weight is of no use"):
+        pipeline.select(graph, None, 0.5, method="l1", depth_weight=2.0)
+
+
 def test_it_is_refused_where_no_losses_are_compared() -> None:
     with pytest.raises(UsageError, match="--depth-weight is of no use with --method l1") as caught:
         compress(method="l1", depth_weight=2.0)
@@ -58,6 +69,31 @@ def test_auto_takes_what_stays_closer_on_the_calibration_samples(seed: int) -> N
     assert taken in WEIGHTS
     assert auto.model.SerializeToString() == tried[taken].model.SerializeToString()
     assert taken == WEIGHTS[0] or divergence[taken] < divergence[WEIGHTS[0]]
+
+
+@pytest.mark.parametrize("index", (0, 1))
+def test_the_plan_is_that_of_the_weight_that_is_closest(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compression, "closest", lambda divergences: index)
+    wanted = compress(calibration=100, depth_weight=WEIGHTS[index], dry_run=True)
+    auto = compress(calibration=100, dry_run=True)
+    assert auto.report.method["depth_weight"] == WEIGHTS[index]
+    assert (auto.plan.keep == wanted.plan.keep).all()
+
+
+def test_a_weight_without_a_plan_leaves_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = compression.plan_for
+    given = iter((True, False))
+
+    def failing(*arguments: Any) -> Any:
+        if next(given):
+            raise BudgetError("not met this time")
+        return real(*arguments)
+
+    monkeypatch.setattr(compression, "plan_for", failing)
+    assert compress(calibration=100, dry_run=True).report.method["depth_weight"] == WEIGHTS[1]
+    given = iter((True, True))
+    with pytest.raises(BudgetError, match="not met this time"):
+        compress(calibration=100, dry_run=True)
 
 
 def test_a_dry_run_has_the_plan_of_the_run(tmp_path: Path) -> None:

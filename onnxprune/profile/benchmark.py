@@ -44,7 +44,7 @@ def benchmark(
         CompressConfig.of(model, {"provider": provider, "threads": threads})
     progress = progress or SilentProgress()
     loaded = [load(model) for model in several]
-    sessions = [open_session(item.model, provider=provider, threads=threads) for item in loaded]
+    sessions = [open_session(item.model, provider=provider, threads=threads, exact=False) for item in loaded]
     latencies = time_sessions(sessions, batch=batch, runs=runs, shape=shape, progress=progress)
     results = []
     with progress.stage("measure memory", len(loaded)) as stage:

@@ -42,7 +42,7 @@ def measure_latency(
     """
     _check("runs", runs)
     _check("batch", batch)
-    sessions = [open_session(model, provider=provider, threads=threads) for model in models]
+    sessions = [open_session(model, provider=provider, threads=threads, exact=False) for model in models]
     return time_sessions(sessions, batch=batch, runs=runs, shape=shape, progress=progress)
 
 

@@ -71,7 +71,7 @@ def _measure(request: Mapping[str, Any]) -> int | None:
     if request["threads"] is not None:
         options.intra_op_num_threads = request["threads"]
     provider = choose_provider(request["provider"])
-    providers = execution_providers(provider)
+    providers = execution_providers(provider, exact=False)
     arrays = {name: np.zeros(shape, np.dtype(dtype)) for name, (shape, dtype) in request["inputs"].items()}
     _forget_peak()
     before = _status("VmRSS")

@@ -22,22 +22,26 @@ ProviderChoice = Literal["auto", "cpu", "cuda"]
 NO_CUDA_HINT: Final = "use --provider cpu, or auto, which takes a GPU where one works"
 
 
-def execution_providers(provider: Provider) -> list[str | tuple[str, dict[str, int | str]]]:
-    """What onnxruntime is asked for, first choice first; a GPU by its index."""
+def execution_providers(
+    provider: Provider, *, exact: bool = True
+) -> list[str | tuple[str, dict[str, int | str]]]:
+    """What onnxruntime is asked for, first choice first; a GPU by its index.
+
+    ``exact`` computes in full single precision, by algorithms that are not chosen by timing: for values that
+    fits aim at, not for what is timed as its users run it.
+    """
     if provider == "cpu":
         return ["CPUExecutionProvider"]
-    options: dict[str, int | str] = {
-        "device_id": cuda_index(),
-        # Timing every algorithm for every new shape costs more than it gains here, and picks by chance.
-        "cudnn_conv_algo_search": "HEURISTIC",
-        "use_tf32": 0,  # the original's values are what fits aim at
-    }
+    options: dict[str, int | str] = {"device_id": cuda_index()}
+    if exact:
+        # Timing every algorithm for every new shape costs more than it gains, and picks by chance.
+        options |= {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": 0}
     return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
 
 
 def cuda_index() -> int:
     """Which of the visible GPUs is this process's: the first, or the one that torchrun gives it."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return int(os.environ.get("LOCAL_RANK") or 0) % max(1, cuda_devices())
 
 
 def cuda_devices() -> int:

@@ -218,13 +218,15 @@ def open_session(
     provider: str = "auto",
     threads: int | None = None,
     outputs: Sequence[str] | None = None,
+    exact: bool = True,
 ) -> Session:
     """Load a model into onnxruntime.
 
     ``provider`` is ``auto`` (CUDA where it works, else CPU), ``cpu`` or ``cuda``. ``threads`` bounds the
     threads inside one operator (None or 0: all cores). ``outputs`` names tensors to return instead of
     the model's own outputs: any tensor of the graph, inputs included; the model is then cut to the nodes
-    that compute them, and the model passed in is not touched.
+    that compute them, and the model passed in is not touched. Without ``exact`` it runs as its users run it,
+    for measurements; see `execution_providers`.
 
     Raises ModelError where onnxruntime refuses the model or a tensor is unknown, UsageError where there is no
     such file, the provider can't be used or ``threads`` is negative.
@@ -244,18 +246,20 @@ def open_session(
     if threads:
         options.intra_op_num_threads = threads
     try:
-        session = _start(proto, options, chosen)
+        session = _start(proto, options, chosen, exact)
     except UsageError:
         if provider != "auto":
             raise
         # A device is there but its libraries are not: auto promises a working session, and
         # Session.provider says which.
         chosen = "cpu"
-        session = _start(proto, options, chosen)
+        session = _start(proto, options, chosen, exact)
     return Session(session, chosen, names)
 
 
-def _start(model: onnx.ModelProto, options: ort.SessionOptions, provider: Provider) -> ort.InferenceSession:
+def _start(
+    model: onnx.ModelProto, options: ort.SessionOptions, provider: Provider, exact: bool
+) -> ort.InferenceSession:
     try:
         if weight_bytes(model) > _DETACH_ABOVE:
             model, weights = detach_weights(model)
@@ -263,8 +267,9 @@ def _start(model: onnx.ModelProto, options: ort.SessionOptions, provider: Provid
             options.add_external_initializers(list(weights), values)
         # onnxruntime's own fallback to another provider prints to standard output.
         session = ort.InferenceSession(
-            model.SerializeToString(), options, providers=execution_providers(provider), enable_fallback=0
-        )
+            model.SerializeToString(), options,
+            providers=execution_providers(provider, exact=exact), enable_fallback=0,
+        )  # fmt: skip
     except Exception as error:  # onnxruntime's errors share no base class
         raise ModelError(
             f"onnxruntime refuses the model: {_reason(error)}", hint=_load_hint(str(error))

@@ -163,10 +163,10 @@ class _Run:
         """Move the branch's producers to what its reader lacks, one after another, and fit that anew."""
         producers = [self.weights[layer.name] for layer in branch.producers if self._opened(layer) is None]
         unmoved = "" if can_judge(self.changed) else "the model takes samples in batches alone"
+        moved = False
         if fit.kept and not unmoved:
             reader = self.weights[branch.reader.name].problem
             self.changed.rewind(start)
-            moved = False
             for producer in producers:
                 self.changed.advance(producer.problem.layer.name)
                 try:
@@ -176,7 +176,7 @@ class _Run:
             if moved:
                 again = self.refit(branch.reader)
                 fit = replace(again, error_before=fit.error_before) if again.kept else fit
-        if fit.kept and producers:
+        if fit.kept and producers and not moved:
             fit = replace(fit, unmoved=unmoved)
         for layer in branch.producers:
             self.weights.pop(layer.name, None)

@@ -98,13 +98,13 @@ class Ridge:
         self._definite = not bool(failed.any())
 
     def solve(self, rows_targets: Tensor) -> Tensor:
-        """The matrix for the sums ``rows_targets``, both (G, d, O); the old one where sums aren't finite."""
+        """The matrix (G, d, O) for the sums ``rows_targets``; the old one if the Gram is not definite."""
         return self._solved(rows_targets / self._count + self._pull, self._old)
 
     def change(self, sums: Sums) -> Tensor:
         """The change of the matrix (G, d, O) that fits a change of its targets, both as in ``sums``.
 
-        Nothing pulls it; zero where the sums aren't finite.
+        Nothing pulls it; zero where the Gram matrix is not definite, as with sums that aren't finite.
         """
         right = sums.rows_targets / max(1, sums.count)
         return self._solved(right, torch.zeros_like(right))

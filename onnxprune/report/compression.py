@@ -76,7 +76,7 @@ def compression_report(
             "budgets": [str(budget) for budget in config.budgets],
             "max_drop": config.max_drop,
             "round_to": config.round_to,
-            "max_group_ratio": MAX_GROUP_RATIO if config.max_group_ratio is None else config.max_group_ratio,
+            "max_group_ratio": _group_ratio(config),
             "seed": config.seed,
             "provider": data.provider,
             **({} if tuning is None else {"finetune": _tuning_figures(tuning)}),
@@ -104,6 +104,12 @@ def compression_report(
         ),
         classes=classes,
     )
+
+
+def _group_ratio(config: CompressConfig) -> float | None:
+    """The largest share of a group that may go; None where a saved plan decides alone."""
+    usual = MAX_GROUP_RATIO if config.plan is None else None
+    return usual if config.max_group_ratio is None else config.max_group_ratio
 
 
 def _score_warnings(evaluation: Evaluation | None) -> tuple[str, ...]:

@@ -332,6 +332,7 @@ def test_on_cuda_outputs_are_bound_to_the_device(monkeypatch: pytest.MonkeyPatch
     """The binding itself, on a stand-in for a CUDA session: inputs from the host, outputs to the device."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(providers, "cuda_devices", lambda: 4)
     bound: list[tuple[str, str]] = []
 
     class Binding:
@@ -373,11 +374,12 @@ def test_the_algebra_stays_on_the_cpu_where_torch_has_no_gpu(
     assert providers.algebra_device("cpu").type == "cpu"
 
 
-@pytest.mark.parametrize(("rank", "index"), ((None, 0), ("0", 0), ("2", 2)))
+@pytest.mark.parametrize(("rank", "index"), ((None, 0), ("", 0), ("0", 0), ("2", 2), ("5", 1)))
 def test_each_process_of_torchrun_has_a_gpu_of_its_own(
     rank: str | None, index: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(providers, "cuda_devices", lambda: 4)
     if rank is None:
         monkeypatch.delenv("LOCAL_RANK", raising=False)
     else:
@@ -386,6 +388,8 @@ def test_each_process_of_torchrun_has_a_gpu_of_its_own(
     (name, options), last = providers.execution_providers("cuda")
     assert (name, last) == ("CUDAExecutionProvider", "CPUExecutionProvider")
     assert isinstance(options, dict) and options["device_id"] == index
+    assert "use_tf32" in options
+    assert "use_tf32" not in providers.execution_providers("cuda", exact=False)[0][1]
     assert providers.execution_providers("cpu") == ["CPUExecutionProvider"]
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from onnxprune import compression, pipeline
@@ -61,13 +62,28 @@ def test_a_run_goes_on_without_selection_and_recovery(
     assert first.report.classes == again.report.classes and first.report.classes is not None
     assert first.report.method == again.report.method
     assert first.report.warnings == again.report.warnings
-    for other in ({"macs": 0.5}, {"seed": 1}, {"data": images() // 2}, {"method": "l1"}):
+    labelled = (images(), np.arange(160) % 2)
+    for other in ({"macs": 0.5}, {"seed": 1}, {"data": images() // 2}, {"data": labelled}, {"method": "l1"}):
         options = {"data": images(), "eval_data": images(20), **tuning, **OPTIONS, **other}
         with pytest.raises(UsageError, match="of another run"):
             pipeline.compress(model, **options)
-    (tmp_path / "start.onnx").write_bytes(b"nothing of the kind")
-    with pytest.raises(UsageError, match="not a start of fine-tuning"):
-        pipeline.compress(model, data=images(), eval_data=images(20), **tuning, **OPTIONS)
+    for damage in (b"nothing of the kind", b""):
+        (tmp_path / "start.onnx").write_bytes(damage)
+        with pytest.raises(UsageError, match="not a start of fine-tuning"):
+            pipeline.compress(model, data=images(), eval_data=images(20), **tuning, **OPTIONS)
+
+
+def test_a_run_that_goes_on_is_verified_if_asked_and_a_dry_one_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"data": images(), "recover": "finetune", "epochs": 1, "lr": 1e-3, "checkpoint": tmp_path}
+    pipeline.compress(net(), dry_run=True, max_drop=100.0, **options, **OPTIONS)
+    assert not list(tmp_path.iterdir())
+    pipeline.compress(net(), **options, **OPTIONS)
+    seen: list[object] = []
+    monkeypatch.setattr(compression, "verify", lambda graph, plan, pruned, **rest: seen.append(plan))
+    pipeline.compress(net(), verify=True, **options, **OPTIONS)
+    assert len(seen) == 1
 
 
 def test_training_never_sees_what_judges() -> None:

@@ -16,12 +16,12 @@ from onnxprune.graph.plan import keep_all
 from onnxprune.graph.rewrite import rewrite
 from onnxprune.graph.structure import PruningGraph
 from onnxprune.graph.weights import Constants
+from onnxprune.pipeline import compress
 from onnxprune.progress import SilentProgress
 from onnxprune.recover import closed_form
 from onnxprune.recover.affected import affected_layers, find_branches
 from onnxprune.recover.closed_form import recover
 from onnxprune.recover.executor import executor
-from onnxprune.recover.executor.registry import Call
 from onnxprune.recover.problem import LayerWeights
 from onnxprune.recover.producers import RIDGE, STEPS, line_search
 from onnxprune.report.compression import _fit_warnings
@@ -150,21 +150,27 @@ def test_an_op_without_gradients_leaves_producers_and_is_reported(
     assert warning.startswith("no layers were moved in front of ") and warning.endswith(reason)
 
 
-def test_too_little_memory_is_an_error_and_no_reason_to_go_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = analyze_graph(resnet())
-    plan = keep_all(graph)
-    for group in graph.groups:
-        plan.keep[group.units[::2]] = False
+@pytest.mark.parametrize(
+    "error",
+    (
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+    ),
+)
+@pytest.mark.parametrize("backwards", (False, True))
+def test_too_little_memory_is_an_error_and_no_reason_to_go_without(
+    error: RuntimeError, backwards: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object, **options: object) -> None:
+        raise error
 
-    def full(call: Call, *inputs: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-
-    monkeypatch.setattr(executor, "find_op", lambda domain, op, opset: full)
-    with pytest.raises(ModelError, match="the device has too little memory for "):
-        recover(
-            graph, plan, rewrite(graph, plan), samples(graph, 60),
-            provider="cpu", threads=1, progress=SilentProgress(),
-        )  # fmt: skip
+    if backwards:
+        monkeypatch.setattr("torch.autograd.grad", full)
+    else:
+        monkeypatch.setattr(executor, "find_op", lambda domain, op, opset: full)
+    model = resnet()
+    with pytest.raises(ModelError, match="too little memory for this model"):
+        compress(model, data=samples(analyze_graph(model), 60), macs=0.5, method="l1", threads=1)
 
 
 def test_what_cannot_be_run_backwards_leaves_the_producer_as_it_is() -> None:

@@ -92,8 +92,8 @@ def decode(data: bytes | Path, name: str) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow warns on stderr at half the size at which it refuses.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
-            image.load()
+            opened = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
+            opened.load()
     except FileNotFoundError as error:
         raise DataError(
             f"no such image: {name}", hint="the file is gone, or a link that leads nowhere"
@@ -110,6 +110,8 @@ def decode(data: bytes | Path, name: str) -> Image.Image:
         raise DataError(
             f"image {name} can't be decoded: {error}", hint="it may be cut short: remove or replace the file"
         ) from error
+    of_16_bits = opened.mode == "I" and opened.format in ("PNG", "PPM")  # where Pillow has no mode for them
+    image = opened.convert("I;16") if of_16_bits else opened
     if image.mode in ("I", "F"):  # Pillow's conversion would clip them at 255
         raise DataError(
             f"image {name} opens with 32-bit pixels, whose range is unknown",

@@ -79,20 +79,21 @@ def open_folder(folder: Path, name: str, split: str | None) -> Source:
 
 
 def _from_classes(classes: dict[str, list[Path]], name: str) -> Source:
-    """Images by the names of their class folders; folders without images keep the number of their class."""
+    """Images by the names of their class folders; DataError where an empty one would shift the numbers."""
     files = [file for found in classes.values() for file in found]
     owners = [item for item, found in classes.items() for _ in found]
     if all(item.isascii() and item.isdigit() for item in owners):
-        labels = as_labels(np.array(owners), name)
-    else:
-        numbers = {item: number for number, item in enumerate(classes)}
-        labels = Labels(np.array([numbers[item] for item in owners], dtype=np.int64), tuple(classes))
-    empty = [item for item, found in classes.items() if not found]
-    warnings: tuple[str, ...] = ()
-    if empty:
+        return ImageFiles(name, "class folders", files, as_labels(np.array(owners), name))
+    if empty := [item for item, found in classes.items() if not found and item < owners[-1]]:
         listed = ", ".join(empty[:3]) + (f" and {len(empty) - 3} more" if len(empty) > 3 else "")
-        warnings = (f"{name}: no images in {listed}; a class folder without images keeps its number",)
-    return ImageFiles(name, "class folders", files, labels, warnings)
+        raise DataError(
+            f"{name}: no images in {listed}",
+            hint="a folder's place among the others numbers its class: put an image in, or remove the folder",
+        )
+    names = tuple(item for item, found in classes.items() if found)
+    numbers = {item: number for number, item in enumerate(names)}
+    labels = Labels(np.array([numbers[item] for item in owners], dtype=np.int64), names)
+    return ImageFiles(name, "class folders", files, labels)
 
 
 def _from_csv(folder: Path, name: str, split: str | None) -> Source:

@@ -21,6 +21,7 @@ from onnxprune.recover.executor import ops as _ops  # noqa: F401  # registers th
 from onnxprune.recover.executor.fuse import ConvBatchNorm
 from onnxprune.recover.executor.registry import Call, Op, find_op, supported_ops
 from onnxprune.recover.executor.weights import constant_tensors, read_tensor, trainable_weights, write_tensor
+from onnxprune.recover.memory import is_too_little_memory
 
 
 @dataclass(frozen=True)
@@ -135,12 +136,9 @@ class Executor(nn.Module):
         given = _together([values[name] if name else None for name in step.inputs])
         try:
             result = step.function(step.call, *given)
-        except torch.OutOfMemoryError as error:
-            raise ModelError(
-                f"the device has too little memory for {step.call.op} '{step.call.name}'",
-                hint="use --provider cpu, or a device with more memory",
-            ) from error
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            if is_too_little_memory(error):
+                raise  # no reason to go without gradients
             raise step.call.unsupported(str(error).split("\n", 1)[0] or type(error).__name__) from error
         for name, value in zip(
             step.outputs, result if isinstance(result, tuple) else (result,), strict=False

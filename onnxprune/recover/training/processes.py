@@ -6,6 +6,7 @@ import atexit
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -70,7 +71,8 @@ def join_processes(device: torch.device) -> Processes:
             return Processes(0, 1, device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # The others wait while the first one selects and recovers, however long that takes.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7))
         atexit.register(_leave)
     return Processes(dist.get_rank(), dist.get_world_size(), device)
 
