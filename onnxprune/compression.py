@@ -96,7 +96,7 @@ class Run:
     def _start(self) -> Candidate:
         """The plan that was asked for and its model after recovery in closed form."""
         if self.config.plan is not None:
-            return self._recovered(self._saved_plan())
+            return self._recovered(self._saved_plan(), needed=not self._only_plans)
         rankings, classes = self._rankings()
         within = self._within_budgets if self.config.budgets else self._smallest_within_drop
         return replace(within(rankings), classes=classes)

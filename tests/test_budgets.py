@@ -140,6 +140,11 @@ def test_a_saved_plan_that_meets_all_is_applied(plan: Path) -> None:
     assert result.report.method["plan"] == str(plan)
 
 
+def test_a_dry_run_of_a_saved_plan_recovers_nothing(plan: Path) -> None:
+    report = compress(plan=plan, dry_run=True, recover="closed-form").report
+    assert "rewrite" in report.timings_s and "recover" not in report.timings_s
+
+
 def test_the_callers_model_is_left_as_it_is() -> None:
     model = onnx.load(MODEL)
     before = model.SerializeToString(deterministic=True)
