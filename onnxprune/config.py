@@ -175,7 +175,6 @@ class CompressConfig:
                 f"--{given[0].replace('_', '-')} is of no use with --recover {self.recover}",
                 hint="add --recover finetune",
             )
-
         if self.checkpoint is not None:
             _check_folder("checkpoint", self.checkpoint)
 

@@ -188,10 +188,10 @@ def test_select_refuses_senseless_values(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: onnxprune.inspect(3),  # type: ignore[arg-type]
-        lambda: onnxprune.benchmark([MODEL, None]),  # type: ignore[list-item]
+        lambda: onnxprune.inspect(3),  # type: ignore[arg-type]  # the mistake that is tested
+        lambda: onnxprune.benchmark([MODEL, None]),  # type: ignore[list-item]  # the mistake that is tested
         lambda: onnxprune.benchmark([]),
-        lambda: onnxprune.benchmark(MODEL, runs="3"),  # type: ignore[arg-type]
+        lambda: onnxprune.benchmark(MODEL, runs="3"),  # type: ignore[arg-type]  # the mistake that is tested
         lambda: onnxprune.benchmark(MODEL, threads=-1),
         lambda: onnxprune.evaluate(MODEL, dat=DATA),
         lambda: onnxprune.evaluate(CompressConfig(MODEL), data=DATA),

@@ -29,7 +29,7 @@ class Elsewhere(Tensor):
     @staticmethod
     def __new__(cls, values: Tensor) -> Elsewhere:
         """Wrap ``values``."""
-        made: Elsewhere = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: Elsewhere = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]  # torch leaves it untyped
             cls, values.size(), strides=values.stride(), storage_offset=values.storage_offset(),
             dtype=values.dtype, device=DEVICE,
         )  # fmt: skip
@@ -74,7 +74,7 @@ def home(value: Tensor) -> Tensor:
 
 
 def _dispatch(function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
-    name = function._schema.name.removeprefix("aten::")  # type: ignore[attr-defined]
+    name = function._schema.name.removeprefix("aten::")  # type: ignore[attr-defined]  # torch leaves it untyped
     tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
     away = any(isinstance(value, Elsewhere) for value in tensors)
     here = [value for value in tensors if not isinstance(value, Elsewhere) and value.dim() > 0]
