@@ -67,7 +67,7 @@ def open_calibration(model: onnx.ModelProto, config: CompressConfig, progress: P
     recorded = preprocess_of(model)
     data = load_dataset(
         config.data, session.input, preprocess=config.preprocess, recorded=recorded, split=config.split,
-        seed=config.seed, samples=config.calibration,
+        seed=config.seed, samples=config.calibration, threads=config.threads,
     )  # fmt: skip
     chosen = calibration_indices(len(data), min(config.calibration, len(data)), config.seed, data.labels)
     samples = data.subset(chosen).in_memory()
@@ -139,7 +139,7 @@ def _evaluation(
         source = config.data if config.eval_data is None else config.eval_data
         judging = load_dataset(
             source, session.input, preprocess=config.preprocess, recorded=known, split=config.eval_split,
-            option="--eval-split", seed=config.seed,
+            option="--eval-split", seed=config.seed, threads=config.threads,
         )  # fmt: skip
         if judging.labels is None and data.labels is not None:
             warnings.append(

@@ -47,7 +47,11 @@ def load_images(path: Path, device: torch.device) -> Images:
     parts = []
     for start in range(0, len(source), _READ):
         read = source.read(np.arange(start, min(start + _READ, len(source))))
-        parts.append(np.stack([np.asarray(image) for image in read]))
+        parts.append(
+            np.stack(
+                [np.asarray(image if isinstance(image, np.ndarray) else image.decode()) for image in read]
+            )
+        )
     pixels = np.concatenate(parts)
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
         raise DataError(f"{path} holds {pixels.dtype} {pixels.shape[1:]}, not RGB images")

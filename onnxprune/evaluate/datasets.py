@@ -179,6 +179,7 @@ def load_dataset(
     option: str = "--split",
     seed: int = 0,
     samples: int = synthetic.SAMPLES,
+    threads: int | None = None,
 ) -> Dataset:
     """Open DATA for the model input ``spec``; ``option`` names the one that gave ``split``, for errors.
 
@@ -187,7 +188,8 @@ def load_dataset(
     (array, labels), a mapping of these, a callable or iterable of batches, or a Dataset.
     ``recorded`` is the preprocessing found in a model's metadata: it serves images where ``preprocess``
     gives nothing. ``split`` is a named part, a row range, or both (see `Split`). ``seed`` and
-    ``samples`` concern synthetic data only. The first sample is prepared at once, so that what does
+    ``samples`` concern synthetic data only. Images are decoded in ``threads`` threads; None: one a core,
+    8 at most. The first sample is prepared at once, so that what does
     not fit the model fails here.
 
     Raises DataError for data that can't be used, UsageError for a split that can't be read.
@@ -215,9 +217,9 @@ def load_dataset(
     first = opened.read(rows[:1])
     if isinstance(data, Dataset) and preprocess is None and data.spec == spec:
         return Dataset(opened, data._transform, rows, labels, split or data._split)
-    transform = Transform.bind(preprocess, spec, first)
+    transform = Transform.bind(preprocess, spec, first, threads)
     if transform.images and not transform.asked and recorded is not None:
-        transform = Transform.bind(recorded, spec, first)
+        transform = Transform.bind(recorded, spec, first, threads)
     transform(first)
     return Dataset(opened, transform, rows, labels, split)
 

@@ -10,12 +10,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from onnxprune.errors import DataError, UsageError
+from onnxprune.evaluate.images import EncodedImage, in_threads
 from onnxprune.evaluate.preprocess import Preprocess, Size, channel_count, input_size
 from onnxprune.profile.spec import TensorSpec, describe_shape
 
 Array = npt.NDArray[Any]
-Samples = Array | list[Image.Image]
-"""Raw samples: an array (n, ...), or n decoded images of any size and mode."""
+Samples = Array | list[EncodedImage]
+"""Raw samples: an array (n, ...), or n images of any size and mode."""
 
 _RESIZE_HINT = "--resize and --crop bring images to the model's input size; check --layout and --color too"
 
@@ -33,7 +34,8 @@ class Transform:
 
     ``settings`` has every field filled in (see `Preprocess.resolve`); ``asked`` says whether the user
     gave any, without which arrays that are not images are only cast; ``range_assumed`` whether images
-    go in by the default scale, no mean, std or scale being given.
+    go in by the default scale, no mean, std or scale being given. ``threads`` decode and resize images;
+    None: one a core, 8 at most.
     """
 
     spec: TensorSpec
@@ -41,9 +43,12 @@ class Transform:
     images: bool
     asked: bool
     range_assumed: bool
+    threads: int | None = None
 
     @classmethod
-    def bind(cls, preprocess: Preprocess | None, spec: TensorSpec, samples: Samples) -> Transform:
+    def bind(
+        cls, preprocess: Preprocess | None, spec: TensorSpec, samples: Samples, threads: int | None = None
+    ) -> Transform:
         """The transform for data whose first samples are ``samples``.
 
         Raises DataError where they can't fit the model, UsageError where ``preprocess`` can't.
@@ -64,7 +69,7 @@ class Transform:
                     hint="give one value, or one for each channel",
                 )
         assumed = images and given.mean is None and given.std is None and given.scale is None
-        return cls(spec, settings, images, not given.is_empty, assumed)
+        return cls(spec, settings, images, not given.is_empty, assumed, threads)
 
     def __call__(self, samples: Samples) -> Array:
         """Model-ready inputs (n, ...) from raw samples; DataError where they do not fit."""
@@ -90,11 +95,11 @@ class Transform:
 
         Applying it to its own result changes nothing, so results can be kept and reused.
         """
-        if not self.images:
-            return samples if isinstance(samples, np.ndarray) else np.stack([np.asarray(i) for i in samples])
         if isinstance(samples, np.ndarray):
-            return self._array_geometry(samples)
-        arrays = [self._image_geometry(image, fit=True) for image in samples]
+            return self._array_geometry(samples) if self.images else samples
+        arrays = in_threads(
+            lambda image: self._image_geometry(image.decode(), fit=True), samples, self.threads
+        )
         shapes = {array.shape for array in arrays}
         if len(shapes) > 1:
             listed = " and ".join(describe_shape(shape) for shape in sorted(shapes)[:2])

@@ -50,6 +50,7 @@ def evaluate(
         recorded=recorded,
         split=config.split,
         seed=config.seed,
+        threads=config.threads,
     )
     if reference is None and dataset.labels is None:
         raise DataError(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from onnxprune.errors import DataError, UsageError
+from onnxprune.evaluate.images import EncodedImage
 from onnxprune.evaluate.preprocess import (
     METADATA_KEY,
     Preprocess,
@@ -65,16 +68,23 @@ def test_colors() -> None:
     assert np.array_equal(gray[:, 0], by_hand)
 
 
+def encoded(image: Image.Image) -> EncodedImage:
+    """The image as a TIFF, which holds every mode."""
+    stream = io.BytesIO()
+    image.save(stream, "TIFF")
+    return EncodedImage(stream.getvalue(), "image.tif")
+
+
 def test_images_of_every_mode_become_the_color_asked_for() -> None:
     rgb = Image.fromarray(pixels(1)[0])
     for mode in ("RGBA", "CMYK", "P", "L", "1", "LA"):
         image = rgb.convert(mode)
-        transform = Transform.bind(Preprocess(scale=1), spec(3, 8, 8), [image])
+        transform = Transform.bind(Preprocess(scale=1), spec(3, 8, 8), [encoded(image)])
         expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-        assert np.array_equal(transform([image])[0], expected)
+        assert np.array_equal(transform([encoded(image)])[0], expected)
     deep = Image.fromarray((np.arange(64).reshape(8, 8) * 1000).astype(np.uint16))
-    transform = Transform.bind(Preprocess(scale=1), spec(1, 8, 8), [deep])
-    assert np.array_equal(transform([deep])[0, 0], np.arange(64).reshape(8, 8) * 1000 // 256)
+    transform = Transform.bind(Preprocess(scale=1), spec(1, 8, 8), [encoded(deep)])
+    assert np.array_equal(transform([encoded(deep)])[0, 0], np.arange(64).reshape(8, 8) * 1000 // 256)
 
 
 @settings(max_examples=40, deadline=None)
@@ -82,7 +92,8 @@ def test_images_of_every_mode_become_the_color_asked_for() -> None:
 def test_resize_and_crop_geometry(height: int, width: int, resize: int, data: st.DataObject) -> None:
     crop = data.draw(st.integers(1, resize))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8))
-    transform = Transform.bind(Preprocess(scale=1, resize=resize, crop=crop), spec(3, None, None), [image])
+    sample = encoded(image)
+    transform = Transform.bind(Preprocess(scale=1, resize=resize, crop=crop), spec(3, None, None), [sample])
     # The usual recipe: shorter side to `resize`, the longer cut to an integer; then the centre.
     if width <= height:
         size = (resize, int(resize * height / width))
@@ -91,9 +102,9 @@ def test_resize_and_crop_geometry(height: int, width: int, resize: int, data: st
     resized = image.resize(size, Image.Resampling.BILINEAR)
     left, top = round((size[0] - crop) / 2), round((size[1] - crop) / 2)
     expected = np.asarray(resized.crop((left, top, left + crop, top + crop)))
-    assert np.array_equal(transform([image])[0].transpose(1, 2, 0), expected)
+    assert np.array_equal(transform([sample])[0].transpose(1, 2, 0), expected)
     # Its own result goes through unchanged by the arithmetic that follows.
-    assert transform.geometry([image]).shape == (1, crop, crop, 3)
+    assert transform.geometry([sample]).shape == (1, crop, crop, 3)
 
 
 def test_exact_sizes_and_the_crop_that_resize_implies() -> None:
@@ -205,7 +216,7 @@ def test_one_value_for_each_channel() -> None:
     with pytest.raises(DataError, match="do not fit"):
         run(np.zeros((2, 5), np.float32), spec(5), mean=(1, 2))
     with pytest.raises(DataError, match="can't hold images"):
-        Transform.bind(None, spec(192), [Image.fromarray(pixels(1)[0])])
+        Transform.bind(None, spec(192), [encoded(Image.fromarray(pixels(1)[0]))])
 
 
 def test_round_trip_through_dictionaries_and_metadata() -> None:

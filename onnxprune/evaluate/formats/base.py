@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Number
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
 from onnxprune.errors import DataError
 from onnxprune.evaluate.transform import Samples
@@ -84,40 +80,6 @@ def user_code(failing: str, hint: str) -> Iterator[None]:
     except Exception as error:  # it may raise anything
         cause = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
         raise DataError(f"{failing}: {cause}", hint=hint) from error
-
-
-def decode(data: bytes | Path, name: str) -> Image.Image:
-    """A decoded image; DataError naming it where it is none, broken, absurdly large, or of 32-bit pixels."""
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns on stderr at half the size at which it refuses.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
-            opened.load()
-    except FileNotFoundError as error:
-        raise DataError(
-            f"no such image: {name}", hint="the file is gone, or a link that leads nowhere"
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise DataError(
-            f"image {name} is too large to decode safely", hint="scale it down or remove it"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise DataError(
-            f"{name} is not an image that can be read", hint="remove or replace the file"
-        ) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(
-            f"image {name} can't be decoded: {error}", hint="it may be cut short: remove or replace the file"
-        ) from error
-    of_16_bits = opened.mode == "I" and opened.format in ("PNG", "PPM")  # where Pillow has no mode for them
-    image = opened.convert("I;16") if of_16_bits else opened
-    if image.mode in ("I", "F"):  # Pillow's conversion would clip them at 255
-        raise DataError(
-            f"image {name} opens with 32-bit pixels, whose range is unknown",
-            hint="convert it to a PNG of 8 or 16 bits",
-        )
-    return image
 
 
 def as_labels(values: npt.NDArray[Any], where: str) -> Labels:

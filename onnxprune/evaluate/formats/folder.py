@@ -16,9 +16,9 @@ from onnxprune.evaluate.formats.base import (
     Labels,
     Source,
     as_labels,
-    decode,
     pick_column,
 )
+from onnxprune.evaluate.images import EncodedImage
 from onnxprune.evaluate.transform import Samples
 from onnxprune.graph.structure import IntArray
 
@@ -29,7 +29,7 @@ _USUAL_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "d
 
 
 class ImageFiles(Source):
-    """Image files, decoded when they are read."""
+    """Image files, opened when they are decoded."""
 
     def __init__(
         self,
@@ -49,8 +49,8 @@ class ImageFiles(Source):
         return len(self.files)
 
     def read(self, indices: IntArray) -> Samples:
-        """Decoded images, in their own sizes and modes."""
-        return [decode(self.files[index], str(self.files[index])) for index in indices]
+        """The files, as they lie on disk."""
+        return [EncodedImage(self.files[index], str(self.files[index])) for index in indices]
 
 
 def open_folder(folder: Path, name: str, split: str | None) -> Source:

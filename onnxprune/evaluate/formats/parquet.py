@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import DataError, UsageError
-from onnxprune.evaluate.formats.base import IMAGE_NAMES, LABEL_NAMES, Source, decode, join_labels, pick_column
+from onnxprune.evaluate.formats.base import IMAGE_NAMES, LABEL_NAMES, Source, join_labels, pick_column
+from onnxprune.evaluate.images import EncodedImage
 from onnxprune.evaluate.transform import Samples
 from onnxprune.graph.structure import IntArray
 
@@ -60,19 +61,19 @@ class ParquetSource(Source):
         return int(self._starts[-1])
 
     def read(self, indices: IntArray) -> Samples:
-        """Decoded images, or rows of an array column."""
+        """Encoded images, or rows of an array column."""
         groups = np.searchsorted(self._starts, indices, side="right") - 1
         rows: list[Any] = []
         for index, group in zip(indices, groups, strict=True):
             value = self._group(int(group))[int(index - self._starts[group])]
-            rows.append(self._decoded(value, int(index), int(group)))
+            rows.append(self._sample(value, int(index), int(group)))
         if isinstance(rows[0], np.ndarray):
             if len({row.shape for row in rows}) > 1:
                 raise DataError(f"the arrays of {self.name} differ in shape", hint="make them equal in shape")
             return np.stack(rows)
         return rows
 
-    def _decoded(self, value: Any, index: int, group: int) -> Any:
+    def _sample(self, value: Any, index: int, group: int) -> Any:
         if isinstance(value, np.ndarray):
             return value
         where = f"row {index} of {self.name}"
@@ -80,11 +81,11 @@ class ParquetSource(Source):
             data, path = value.get("bytes"), value.get("path")
             if data is None and path:
                 file = self._folders[self._groups[group][0]] / path
-                return decode(file, f"{where} ({path})")
+                return EncodedImage(file, f"{where} ({path})")
             value = data
         if not isinstance(value, bytes):
             raise DataError(f"{where} has no image", hint=f"the column '{self._column}' holds encoded images")
-        return decode(value, where)
+        return EncodedImage(value, where)
 
     def _group(self, group: int) -> list[Any] | npt.NDArray[Any]:
         if group in self._cache:

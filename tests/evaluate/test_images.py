@@ -1,0 +1,70 @@
+"""Images are decoded in threads, and nobody can tell but by the clock."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from onnxprune.errors import DataError
+from onnxprune.evaluate.datasets import load_dataset
+from onnxprune.evaluate.images import EncodedImage, in_threads
+from onnxprune.evaluate.preprocess import Preprocess
+from onnxprune.profile.spec import TensorSpec
+
+SPEC = TensorSpec("x", np.dtype(np.float32), (None, 3, 8, 8))
+COUNT = 20
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of images of many sizes."""
+    random = np.random.default_rng(0)
+    for number in range(COUNT):
+        pixels = random.integers(0, 256, (9 + number, 30 - number, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number:02}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7, None])
+def test_threads_change_nothing(photos: Path, threads: int | None) -> None:
+    """Every image is where a plain loop over the files puts it."""
+    data = load_dataset(photos, SPEC, preprocess=Preprocess(crop=8, scale=1.0), threads=threads)
+    loop = []
+    for number in range(COUNT):
+        pixels = np.asarray(Image.open(photos / f"{number:02}.png"))
+        top, left = round((pixels.shape[0] - 8) / 2), round((pixels.shape[1] - 8) / 2)
+        loop.append(pixels[top : top + 8, left : left + 8].transpose(2, 0, 1))
+    assert np.array_equal(data.arrays().inputs, np.stack(loop))
+    assert np.array_equal(data.in_memory().arrays().inputs, np.stack(loop))
+
+
+def test_the_first_image_that_fails_is_named(photos: Path) -> None:
+    """However the threads are scheduled."""
+    for number in (5, 6, 17):
+        (photos / f"{number:02}.png").write_bytes(b"not an image")
+    data = load_dataset(photos, SPEC, preprocess=Preprocess(crop=8, scale=1.0), threads=4)
+    with pytest.raises(DataError, match=r"05\.png is not an image"):
+        data.arrays()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_no_more_images_than_threads_are_held(threads: int) -> None:
+    """Decoded photos are large. As many as there are threads are decoded at once."""
+    lock, held, most = threading.Lock(), 0, 0
+    together = threading.Barrier(threads)
+
+    def work(image: EncodedImage) -> str:
+        nonlocal held, most
+        with lock:
+            held += 1
+            most = max(most, held)
+        together.wait(timeout=60)
+        with lock:
+            held -= 1
+        return image.name
+
+    images = [EncodedImage(b"", str(number)) for number in range(4 * threads)]
+    assert in_threads(work, images, threads) == [image.name for image in images]
+    assert most == threads
