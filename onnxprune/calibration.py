@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from onnxprune.evaluate.datasets import Dataset, load_dataset
 from onnxprune.evaluate.metrics import check_labels, distribution, predict
 from onnxprune.evaluate.preprocess import Preprocess, preprocess_of
 from onnxprune.evaluate.sampling import calibration_indices
+from onnxprune.evaluate.splits import Split
 from onnxprune.graph.structure import IntArray
 from onnxprune.graph.weights import FloatArray
 from onnxprune.profile.providers import Provider, algebra_device, cuda_devices
@@ -84,6 +86,7 @@ def open_calibration(model: onnx.ModelProto, config: CompressConfig, progress: P
     labels = samples.labels
     if data.labels is not None:
         check_labels(data.labels, scores.shape[1])
+        warnings += data.named_otherwise(scores.shape[1])
     if labels is None:
         labels = scores.argmax(1).astype(np.int64)
         warnings.append("the data has no labels: the original model's own predictions stand in")
@@ -141,10 +144,16 @@ def _evaluation(
             source, session.input, preprocess=config.preprocess, recorded=known, split=config.eval_split,
             option="--eval-split", seed=config.seed, threads=config.threads,
         )  # fmt: skip
+        judging = _numbered_alike(judging, data)
+        said = {*data.warnings, *(judging.numbering if data.class_names else ())}
+        warnings += [f"evaluation data: {text}" for text in judging.warnings if text not in said]
         if judging.labels is None and data.labels is not None:
             warnings.append(
                 "the evaluation data has no labels: accuracy is measured against the original's predictions"
             )
+        seen = np.isin(judging.rows, data.rows[used]).sum() if _same_source(config) else 0
+        if seen:
+            warnings.append(f"{seen} of {len(judging)} evaluation samples are calibration samples too")
         return judging, data
     rest = np.setdiff1d(np.arange(len(data)), used)
     if not len(rest):
@@ -153,7 +162,43 @@ def _evaluation(
     if len(rest) > EVALUATION_SAMPLES:
         labels = None if data.labels is None else data.labels[rest]
         rest = rest[calibration_indices(len(rest), EVALUATION_SAMPLES, config.seed, labels)]
+    if data.labels is not None:
+        known_classes, judged = len(np.unique(data.labels)), len(np.unique(data.labels[rest]))
+        if judged < known_classes:
+            warnings.append(
+                f"calibration leaves samples of {judged} of {known_classes} classes to judge by: "
+                "give --eval-data"
+            )
     return data.subset(rest), data.subset(np.setdiff1d(np.arange(len(data)), rest))
+
+
+def _same_source(config: CompressConfig) -> bool:
+    """Whether rows of calibration and evaluation data count the same samples."""
+    data, judging = config.data, config.eval_data
+    same = judging is None or judging is data
+    if isinstance(data, str | os.PathLike) and isinstance(judging, str | os.PathLike):
+        same = os.path.realpath(data) == os.path.realpath(judging)
+    parts = [Split() if text is None else Split.parse(text) for text in (config.split, config.eval_split)]
+    return same and parts[0].name == parts[1].name
+
+
+def _numbered_alike(judging: Dataset, data: Dataset) -> Dataset:
+    """``judging`` with its classes numbered as those of ``data``, where both name theirs.
+
+    Names number classes by their order, so a class less shifts the others. DataError for names that
+    ``data`` does not have.
+    """
+    known, names = data.class_names, judging.class_names
+    if judging.labels is None or not known or not names or known == names:
+        return judging
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise DataError(
+            f"the evaluation data has a class '{unknown[0]}'{more} that the calibration data lacks",
+            hint="their names number the classes: give both the same, or name classes by their numbers",
+        )
+    return judging.with_labels(np.array([known.index(name) for name in names])[judging.labels])
 
 
 def labelled(evaluation: Dataset, session: Session, progress: Progress) -> Dataset:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from PIL import Image
 
 import onnxprune
 from onnxprune.config import CompressConfig
@@ -222,3 +223,60 @@ def test_a_weight_that_is_no_number_is_named() -> None:
     tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
     with pytest.raises(ModelError, match=tensor.name):
         onnxprune.compress(model, data=str(DATA), macs=0.5)
+
+
+def class_folders(root: Path, numbers: list[int], count: int = 6) -> Path:
+    """Images of some digits in class folders called c0, c1, ..."""
+    with np.load(DATA) as stored:
+        images, labels = stored["images"], stored["labels"]
+    for number in numbers:
+        folder = root / f"c{number}"
+        folder.mkdir(parents=True)
+        for index, image in enumerate(images[labels == number][:count]):
+            Image.fromarray(image[..., 0] if image.ndim == 3 else image).save(folder / f"{index}.png")
+    return root
+
+
+def test_named_classes_of_the_evaluation_data_are_those_of_the_calibration_data(tmp_path: Path) -> None:
+    """Names number classes by their order, so that a class less would shift the others."""
+    whole = class_folders(tmp_path / "whole", list(range(10)))
+    part = class_folders(tmp_path / "part", [0, *range(2, 10)])
+    report = compress(str(whole), eval_data=str(part)).report
+    assert report.before.metrics["top1"] > 90.0
+    assert not any("may not be the model's" in warning for warning in report.warnings)
+    with pytest.raises(DataError, match="has a class 'c1' that the calibration data lacks"):
+        compress(str(part), eval_data=str(whole))
+
+
+def test_names_of_other_classes_than_the_models_are_warned_of(tmp_path: Path) -> None:
+    part = str(class_folders(tmp_path, list(range(1, 10))))
+    said = "the data names 9 classes, the model has 10: their numbers may not be the model's"
+    assert said in compress(part).report.warnings
+    assert said in onnxprune.evaluate(MODEL, data=part).warnings
+
+
+def test_remarks_on_the_evaluation_data_are_passed_on() -> None:
+    images, labels = arrays()
+    report = compress((images, labels), eval_data="synthetic").report
+    assert any(warning.startswith("evaluation data: synthetic data") for warning in report.warnings)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"split": ":200", "eval_split": ":300"}, "64 of 300 evaluation samples are calibration samples too"),
+        ({"eval_data": str(DATA), "split": ":64", "eval_split": "32:96"}, "32 of 64 evaluation samples are"),
+        ({"split": ":200", "eval_split": "200:300"}, None),
+    ],
+)
+def test_samples_that_calibrate_and_judge_are_counted(options: dict[str, Any], said: str | None) -> None:
+    report = compress(str(DATA), calibration=64, **options).report
+    found = [warning for warning in report.warnings if "calibration samples too" in warning]
+    assert (not found) if said is None else found[0].startswith(said)
+
+
+def test_classes_that_calibration_leaves_nothing_of_are_counted() -> None:
+    images, labels = arrays()
+    kept = np.concatenate([np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)[:2]])
+    report = compress((images[kept], labels[kept]), calibration=4).report
+    assert any("leaves samples of 1 of 2 classes to judge by" in warning for warning in report.warnings)

@@ -60,6 +60,11 @@ class Dataset:
         return len(self._rows)
 
     @property
+    def rows(self) -> IntArray:
+        """Which rows of its source they are: (n,)."""
+        return self._rows
+
+    @property
     def spec(self) -> TensorSpec:
         """The model input that the samples are prepared for."""
         return self._transform.spec
@@ -75,11 +80,26 @@ class Dataset:
         return self._transform.settings if self._transform.images or self._transform.asked else None
 
     @property
+    def numbering(self) -> tuple[str, ...]:
+        """The remark that names number the classes, where they do."""
+        if not self.class_names:
+            return ()
+        return (f"classes are numbered by their sorted names: 0 is '{self.class_names[0]}'",)
+
+    def named_otherwise(self, classes: int) -> tuple[str, ...]:
+        """A warning where names number more or fewer classes than a model's ``classes``."""
+        named = len(self.class_names)
+        if named in (0, classes):
+            return ()
+        return (
+            f"the data names {named} classes, the model has {classes}: their numbers may not be the model's",
+        )
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Remarks for the report: what was assumed, and what may cost accuracy."""
         remarks = list(self._source.warnings)
-        if self.class_names:
-            remarks.append(f"classes are numbered by their sorted names: 0 is '{self.class_names[0]}'")
+        remarks += self.numbering
         if self._transform.range_assumed:
             unit = "x / 255" if self._transform.settings.scale != 1.0 else "raw 0..255"
             remarks.append(f"no --mean, --std or --scale was given: images are fed as {unit}")
