@@ -95,7 +95,7 @@ def analyze(
     end = time.perf_counter()
     return AnalysisReport(
         model=model_files(source),
-        data=data.samples.describe(),
+        data={"calibration": data.samples.describe(), "evaluation": judged.describe()},
         metrics=metrics,
         groups=tuple(curves),
         skipped=tuple(SkippedGroup(item.name, item.reason, item.channels) for item in graph.skipped),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from onnxprune.report import svg
-from onnxprune.report.schema import SCHEMA_VERSION, ClassStructure, CompressionReport
+from onnxprune.report.schema import SCHEMA_VERSION, ClassStructure, CompressionReport, GroupChange
 from onnxprune.version import package_version
 
 _MOST_DRAWN_CLASSES = 48
@@ -27,6 +28,7 @@ def report_html(report: CompressionReport) -> str:
     )
     environment.filters["count"] = _count
     environment.filters["size"] = _size
+    environment.filters["text"] = _text
     page = environment.get_template("compression.html.jinja")
     return page.render(
         report=report,
@@ -34,8 +36,8 @@ def report_html(report: CompressionReport) -> str:
         schema=SCHEMA_VERSION,
         figures=_figures(report),
         metrics=_metrics(report),
+        bars=_bars(report.groups),
         # Drawings escape what they show themselves.
-        bars=Markup(svg.group_bars(report.groups)),
         drawings=_class_drawings(report.classes),
     )
 
@@ -60,8 +62,8 @@ def _figures(report: CompressionReport) -> list[dict[str, str]]:
         figures.append(
             {
                 "name": "latency",
-                "before": f"{before_ms:.2f} ms",
-                "after": f"{after_ms:.2f} ms",
+                "before": f"{before_ms:.3f} ms",
+                "after": f"{after_ms:.3f} ms",
                 "change": _change(before_ms, after_ms),
             }
         )
@@ -84,6 +86,22 @@ def _metrics(report: CompressionReport) -> list[dict[str, str]]:
     return rows
 
 
+def _bars(groups: Sequence[GroupChange]) -> list[dict[str, str]]:
+    """One row a group: the widths of its bars in percent of the most channels, and what they say."""
+    widest = max((group.channels_before for group in groups), default=1)
+    return [
+        {
+            "name": group.name,
+            "nodes": ", ".join(group.nodes[:20]),
+            "before": f"{100 * group.channels_before / widest:.2f}%",
+            "after": f"{100 * group.channels_after / widest:.2f}%",
+            "says": f"{group.channels_before} → {group.channels_after} "
+            f"({group.channels_after / max(group.channels_before, 1):.0%})",
+        }
+        for group in groups
+    ]
+
+
 def _class_drawings(classes: ClassStructure | None) -> list[dict[str, Any]]:
     if classes is None or len(classes.names) > _MOST_DRAWN_CLASSES:
         return []
@@ -97,6 +115,19 @@ def _class_drawings(classes: ClassStructure | None) -> list[dict[str, Any]]:
         graph = svg.class_graph(classes.names, classes.edges)
         drawings.append({"title": "Graph of classes", "about": about, "svg": graph})
     return [{**drawing, "svg": Markup(drawing["svg"])} for drawing in drawings]
+
+
+def _text(value: object) -> str:
+    """A value of the report as a reader would write it; what is not known is left out."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_text(item)}" for name, item in value.items() if item is not None)
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return ", ".join(map(_text, value))
+    return str(value)
 
 
 def _change(before: float, after: float) -> str:

@@ -1,4 +1,4 @@
-"""Drawings as inline SVG: bars, class trees, class graphs, curves.
+"""Drawings as inline SVG: class trees, class graphs, curves.
 
 Every text goes through ``escape``: names come from models that nobody vouches for. Colours are
 classes of the page's style sheet, with plain fallbacks for drawings that stand alone.
@@ -10,46 +10,18 @@ import math
 from collections.abc import Sequence
 from xml.sax.saxutils import escape, quoteattr
 
-from onnxprune.report.schema import ClassEdge, ClassMerge, GroupChange, GroupSensitivity
+from onnxprune.report.schema import ClassEdge, ClassMerge, GroupSensitivity
 
 STYLE = """
-.before { fill: #d5dce6 } .after { fill: #2563a8 } .label { fill: #1f2733; font: 12px sans-serif }
+.label { fill: #1f2733; font: 12px sans-serif }
 .faint { fill: #5b6675; font: 11px sans-serif } .line { stroke: #2563a8; fill: none; stroke-width: 1.5 }
 .negative { stroke: #b4472e } .axis { stroke: #b9c2ce; stroke-width: 1 } .dot { fill: #2563a8 }
 """.strip()
 
 _ROW = 20
-_NAME_WIDTH = 300
-_BAR_WIDTH = 440
 _LONGEST_NAME = 44
+_CURVE_DASHES = ("none", "7 3", "2 3", "9 3 2 3")
 _CURVE_COLORS = ("#2563a8", "#b4472e", "#3f7d3a", "#7a4fa3", "#a37c1f", "#2a8c8c", "#8c2a5c", "#5b6675")
-
-
-def group_bars(groups: Sequence[GroupChange]) -> str:
-    """One row a group: its channels before as a pale bar, those that stay as a strong one in it."""
-    widest = max((group.channels_before for group in groups), default=1)
-    parts = []
-    for row, group in enumerate(groups):
-        top = row * _ROW
-        before = _BAR_WIDTH * group.channels_before / widest
-        after = _BAR_WIDTH * group.channels_after / widest
-        share = group.channels_after / max(group.channels_before, 1)
-        parts.append(
-            f"<g><title>{escape(group.name)}: {', '.join(map(escape, group.nodes[:20]))}</title>"
-            + _text(_NAME_WIDTH - 8, top + 14, _short(group.name), anchor="end")
-            + f'<rect class="before" x="{_NAME_WIDTH}" y="{top + 3}" width="{before:.1f}" height="14"/>'
-            + f'<rect class="after" x="{_NAME_WIDTH}" y="{top + 3}" width="{after:.1f}" height="14"/>'
-            + _text(
-                _NAME_WIDTH + before + 8,
-                top + 14,
-                f"{group.channels_before} → {group.channels_after} ({share:.0%})",
-                kind="faint",
-            )
-            + "</g>"
-        )
-    return _svg(
-        _NAME_WIDTH + _BAR_WIDTH + 130, len(groups) * _ROW, parts, "channels before and after, by group"
-    )
 
 
 def class_tree(names: Sequence[str], merges: Sequence[ClassMerge]) -> str:
@@ -95,7 +67,7 @@ def class_graph(names: Sequence[str], edges: Sequence[ClassEdge]) -> str:
 
 def sensitivity_curves(groups: Sequence[GroupSensitivity]) -> str:
     """Divergence over the share removed, one curve a group, on a logarithmic axis."""
-    left, top, width, height = 60.0, 12.0, 520.0, 300.0
+    left, top, width, height = 80.0, 12.0, 520.0, 300.0
     values = [point.fidelity.kl for group in groups for point in group.points if point.fidelity.kl > 0]
     low = math.floor(math.log10(max(min(values, default=1e-3), 1e-8)))
     high = max(math.ceil(math.log10(max(values, default=1.0))), low + 1)
@@ -114,16 +86,20 @@ def sensitivity_curves(groups: Sequence[GroupSensitivity]) -> str:
         parts.append(_text(x, top + height + 18, f"{10 * step} %", kind="faint", anchor="middle"))
     for index, group in enumerate(groups):
         color = _CURVE_COLORS[index % len(_CURVE_COLORS)]
+        dashes = _CURVE_DASHES[index // len(_CURVE_COLORS) % len(_CURVE_DASHES)]
+        style = f'style="stroke:{color};stroke-dasharray:{dashes}"'
         spots = [place(point.removed, point.fidelity.kl) for point in group.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
         parts.append(
-            f'<polyline class="line" points="{path}" style="stroke:{color}">'
-            f"<title>{escape(group.name)}</title></polyline>"
+            f'<polyline class="line" points="{path}" {style}><title>{escape(group.name)}</title></polyline>'
         )
         row = top + 12 + index * 15
-        parts.append(f'<rect x="{left + width + 20}" y="{row - 9}" width="10" height="10" fill="{color}"/>')
+        parts.append(f'<path class="line" d="M{left + width + 14} {row - 4}h18" {style}/>')
         parts.append(_text(left + width + 36, row, _short(group.name, 36), kind="faint"))
     parts.append(_text(left, top + height + 38, "share of the group's channels removed", kind="faint"))
+    middle = top + height / 2
+    about = _text(0.0, 0.0, "KL divergence from the original, in nats", kind="faint", anchor="middle")
+    parts.append(f'<g transform="translate(16 {middle}) rotate(-90)">{about}</g>')
     tall = max(top + height + 46, top + 20 + 15 * len(groups))
     return _svg(left + width + 300, tall, parts, "KL divergence of the output, by group")
 

@@ -83,15 +83,30 @@ def test_what_was_not_measured_is_not_shown() -> None:
 
 
 def test_bars_are_as_long_as_the_channel_counts() -> None:
-    drawing = ET.fromstring(svg.group_bars(compression().groups))
+    page = report_html(compression())
     widths = {
-        kind: [
-            float(bar.get("width", "nan")) for bar in drawing.iter(f"{SVG}rect") if bar.get("class") == kind
-        ]
+        kind: [float(width) for width in re.findall(rf'class="{kind}" style="width: ([\d.]+)%"', page)]
         for kind in ("before", "after")
     }
-    for group, before, after in zip(compression().groups, widths["before"], widths["after"], strict=True):
+    groups = compression().groups
+    assert max(widths["before"]) == 100.0
+    for group, before, after in zip(groups, widths["before"], widths["after"], strict=True):
         assert after / before == pytest.approx(group.channels_after / group.channels_before, abs=2e-3)
+
+
+def test_values_are_written_for_readers() -> None:
+    data = {"calibration": {"labels": True, "split": None, "preprocess": {"mean": [0.5, 0.25]}, "samples": 9}}
+    text = read(report_html(replace(compression(), data=data))).text
+    assert "labels yes, preprocess mean 0.5, 0.25, samples 9" in text
+
+
+def test_no_two_curves_look_alike() -> None:
+    points = (SensitivityPoint(0.1, Fidelity(90.0, 0.01)),)
+    groups = tuple(GroupSensitivity(str(index), 8, points) for index in range(20))
+    drawing = ET.fromstring(svg.sensitivity_curves(groups))
+    styles = [curve.get("style") for curve in drawing.iter(f"{SVG}polyline")]
+    assert len(set(styles)) == len(groups)
+    assert "KL divergence from the original, in nats" in {text.text for text in drawing.iter(f"{SVG}text")}
 
 
 def test_the_tree_puts_every_class_once_and_joins_neighbours() -> None:
