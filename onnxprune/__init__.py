@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         benchmark,
         compress,
         evaluate,
+        gather_statistics,
         inspect,
         select,
     )
@@ -61,6 +62,7 @@ __all__ = [
     "benchmark",
     "compress",
     "evaluate",
+    "gather_statistics",
     "inspect",
     "parse_budget",
     "select",
@@ -85,6 +87,7 @@ _HOMES = {
             "benchmark",
             "compress",
             "evaluate",
+            "gather_statistics",
             "inspect",
             "select",
         ),

@@ -27,6 +27,7 @@ from onnxprune.io.text import save_text
 from onnxprune.io.validate import check_numbers
 from onnxprune.profile.benchmark import benchmark
 from onnxprune.profile.cost import CostModel, count
+from onnxprune.profile.statistics import LayerStatistics, collect_statistics
 from onnxprune.progress import Progress, SilentProgress
 from onnxprune.recover.memory import memory_errors
 from onnxprune.recover.training.processes import is_main_process
@@ -46,6 +47,7 @@ __all__ = [
     "benchmark",
     "compress",
     "evaluate",
+    "gather_statistics",
     "inspect",
     "is_main_process",
     "select",
@@ -173,6 +175,23 @@ def analyze_graph(
     return analysis.analyze_graph(loaded.model, input_shapes=input_shapes, in_place=loaded.owned)
 
 
+def gather_statistics(
+    graph: PruningGraph, data: object, *, progress: Progress | None = None, **options: Any
+) -> dict[str, LayerStatistics]:
+    """Class-wise statistics of what the layers of ``graph`` read, by layer, for `select`.
+
+    One pass over the calibration samples of ``data``, which `compress` would draw; ``options`` are its own
+    that concern data and runtime, such as ``calibration`` and ``preprocess``. Raises as it does.
+    """
+    config = CompressConfig.from_options({**options, "model": graph.model, "data": data})
+    progress = progress or SilentProgress()
+    calibration = open_calibration(graph.model, config, progress)
+    return collect_statistics(
+        graph, calibration.samples, calibration.classes,
+        provider=calibration.provider, threads=config.threads, seed=config.seed, progress=progress,
+    )  # fmt: skip
+
+
 def select(
     graph: PruningGraph,
     statistics: Mapping[str, Any] | None,
@@ -186,7 +205,7 @@ def select(
     """The plan that brings the MACs of ``graph`` down to ``budget``; see `rank`.
 
     ``budget`` is what `compress` takes as ``macs``, such as 0.5 or "12M". ``statistics`` are those of
-    `collect_statistics`; the lasso methods, obs and wanda need them, taylor can't be used here. Without a
+    `gather_statistics`; the lasso methods, obs and wanda need them, taylor can't be used here. Without a
     ``depth_weight`` all depths weigh alike: trying several takes a recovery.
     """
     config = CompressConfig.from_options(

@@ -162,6 +162,19 @@ def test_the_stages_take_models_as_paths_bytes_and_protos() -> None:
     assert onnxprune.analyze(MODEL, **options, calibration=40, method="l1", only="*stem*").groups
 
 
+def test_the_stages_one_by_one_choose_what_compress_does() -> None:
+    graph = onnxprune.analyze_graph(MODEL)
+    options: dict[str, Any] = {"calibration": 40, "threads": 1}
+    statistics = onnxprune.gather_statistics(graph, str(DATA), **options)
+    plan = onnxprune.select(graph, statistics, "60%")
+    whole = onnxprune.compress(MODEL, data=str(DATA), macs="60%", depth_weight=1.0, recover="none", **options)
+    assert np.array_equal(plan.keep, whole.plan.keep) and not plan.keep.all()
+    small = onnxprune.apply(plan, MODEL)
+    assert onnxprune.inspect(small).cost.macs == whole.report.after.macs
+    with pytest.raises(UsageError, match="unknown option"):
+        onnxprune.gather_statistics(graph, str(DATA), calibrate=40)
+
+
 def test_select_takes_the_budgets_of_compress() -> None:
     graph = onnxprune.analyze_graph(MODEL)
     plan = onnxprune.select(graph, None, 0.5, method="l1")
