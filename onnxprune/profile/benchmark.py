@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from onnxprune.config import CompressConfig, at_least
+from onnxprune.config import CompressConfig
 from onnxprune.errors import UsageError
 from onnxprune.io.load import LoadedModel, ModelSource, load
 from onnxprune.io.save import save
-from onnxprune.profile.latency import random_inputs, time_sessions
+from onnxprune.profile.latency import check_counts, random_inputs, time_sessions
 from onnxprune.profile.memory import peak_memory
 from onnxprune.profile.session import Session, open_session
 from onnxprune.progress import Progress, SilentProgress
@@ -35,8 +35,7 @@ def benchmark(
     ``ratio`` of the report is the second model over the first. Raises UsageError for options that
     make no sense, ModelError for a model that is refused.
     """
-    for name, value in (("batch", batch), ("runs", runs)):
-        at_least(name, value, 1)
+    check_counts(batch, runs)
     several = models if isinstance(models, list | tuple) else (models,)
     if not several:
         raise UsageError("no model to measure", hint="give a model, or a list of them")

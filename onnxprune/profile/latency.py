@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.config import at_least
 from onnxprune.errors import UsageError
+from onnxprune.io.limits import memory_limit
 from onnxprune.io.load import ModelSource
 from onnxprune.profile.session import Session, open_session
 from onnxprune.profile.spec import TensorSpec
@@ -19,6 +22,9 @@ from onnxprune.report.schema import Latency
 _WARM_UP_RUNS = 5
 _WARM_UP_SECONDS = 0.2
 """Both are reached before anything counts: caches fill and processors leave their idle clock."""
+
+MAX_RUNS = 10_000_000
+"""Each is remembered, and more say nothing new."""
 
 Array = npt.NDArray[Any]
 
@@ -40,8 +46,7 @@ def measure_latency(
     than the batch free. On a GPU, times include the copies to and from the device.
     UsageError where the model's own batch size is another one, or a size is not known.
     """
-    _check("runs", runs)
-    _check("batch", batch)
+    check_counts(batch, runs)
     sessions = [open_session(model, provider=provider, threads=threads, exact=False) for model in models]
     return time_sessions(sessions, batch=batch, runs=runs, shape=shape, progress=progress)
 
@@ -69,12 +74,21 @@ def time_sessions(
     return tuple(_summary(row) for row in seconds)
 
 
+def check_counts(batch: int, runs: int) -> None:
+    """Raise UsageError where a batch or a number of runs makes no sense."""
+    at_least("batch", batch, 1)
+    at_least("runs", runs, 1)
+    if runs > MAX_RUNS:
+        raise UsageError(f"--runs {runs} is more than {MAX_RUNS:,}", hint="some hundreds tell models apart")
+
+
 def random_inputs(
     specs: Sequence[TensorSpec], *, batch: int = 1, shape: Sequence[int] | None = None
 ) -> dict[str, Array]:
     """Arrays that fit a model's inputs: standard normal floats, zeros for everything else.
 
-    ``shape`` is for models with one input. UsageError where a size is free and not given.
+    ``shape`` is for models with one input. UsageError where a size is free and not given, or where they
+    are larger than the memory.
     """
     if shape is not None and len(specs) != 1:
         raise UsageError(f"--shape is for models with one input; this one has {len(specs)}")
@@ -82,11 +96,24 @@ def random_inputs(
     arrays: dict[str, Array] = {}
     for spec in specs:
         sizes = _sizes(spec, batch, shape)
-        if spec.dtype.kind == "f":
-            arrays[spec.name] = random.standard_normal(sizes).astype(spec.dtype)
-        else:
-            arrays[spec.name] = np.zeros(sizes, spec.dtype)
+        # Beyond the memory there are sizes that numpy refuses in other ways than by a MemoryError.
+        if math.prod(sizes) * spec.dtype.itemsize > memory_limit():
+            raise _too_large(spec, sizes)
+        try:
+            if spec.dtype.kind == "f":
+                arrays[spec.name] = random.standard_normal(sizes).astype(spec.dtype)
+            else:
+                arrays[spec.name] = np.zeros(sizes, spec.dtype)
+        except MemoryError as error:
+            raise _too_large(spec, sizes) from error
     return arrays
+
+
+def _too_large(spec: TensorSpec, sizes: Sequence[int]) -> UsageError:
+    return UsageError(
+        f"an input '{spec.name}' of {'x'.join(map(str, sizes))} does not fit into the memory",
+        hint="measure a smaller --batch or --shape",
+    )
 
 
 def _sizes(spec: TensorSpec, batch: int, shape: Sequence[int] | None) -> tuple[int, ...]:
@@ -132,8 +159,3 @@ def _summary(seconds: npt.NDArray[np.float64]) -> Latency:
         mean_ms=float(milliseconds.mean()),
         runs=len(milliseconds),
     )
-
-
-def _check(option: str, value: int) -> None:
-    if value < 1:
-        raise UsageError(f"--{option} {value} is not at least 1", hint=f"leave out --{option}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -101,7 +102,19 @@ def test_free_sizes_need_a_shape() -> None:
         measure_latency([chain(8)], runs=1, threads=1, shape=(2, 9))
 
 
-@pytest.mark.parametrize("options", [{"runs": 0}, {"batch": 0}])
+@pytest.mark.parametrize("options", [{"batch": 10**11}, {"shape": (10**20, 4)}, {"shape": (1 << 40, 4)}])
+def test_inputs_beyond_the_memory_are_refused(options: Any) -> None:
+    with pytest.raises(UsageError, match="memory"):
+        measure_latency([chain(4)], runs=1, threads=1, **options)
+
+
+def test_memory_that_runs_out_for_an_input_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "memory_limit", lambda: 1 << 62)
+    with pytest.raises(UsageError, match="memory"):
+        random_inputs([TensorSpec("x", np.dtype(np.int64), (None,))], batch=1 << 55)
+
+
+@pytest.mark.parametrize("options", [{"runs": 0}, {"batch": 0}, {"runs": 10**12}])
 def test_senseless_numbers_are_refused(options: dict[str, int], tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         measure_latency([chain(4)], **options)
