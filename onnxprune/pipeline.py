@@ -22,6 +22,7 @@ from onnxprune.graph.apply import apply
 from onnxprune.graph.plan import Plan, keep_all
 from onnxprune.graph.structure import PruningGraph
 from onnxprune.io.load import LoadedModel, ModelSource, load
+from onnxprune.io.place import resolved
 from onnxprune.io.save import model_bytes, save
 from onnxprune.io.text import save_text
 from onnxprune.io.validate import check_numbers
@@ -73,7 +74,7 @@ class CompressionResult:
         where the names of its files make it larger than the budget on its size.
         """
         if self.size_limit is not None:
-            size = model_bytes(self.model, Path(path), external_data=self.source.external_data)
+            size = model_bytes(self.model, resolved(Path(path)), external_data=self.source.external_data)
             if size > self.size_limit:
                 raise BudgetError(
                     f"{os.fspath(path)} would have {size:,} bytes, {self.size_limit:,.0f} are allowed",
@@ -116,7 +117,12 @@ def compress(
     with clock("load"):
         source = load(config.model)
         check_numbers(source.model)
-        original = Original(count(source.model), file_bytes(source), source.external_data, config.target)
+        original = Original(
+            count(source.model),
+            file_bytes(source),
+            source.external_data,
+            config.target and resolved(config.target),
+        )
     with clock("analyse"):
         graph = analysis.analyze_graph(source.model, in_place=source.owned)
         # It computes what the file does; from here on it stands for the original, held once.

@@ -15,6 +15,7 @@ from onnx import TensorProto
 
 from onnxprune.errors import UsageError
 from onnxprune.io import limits, wire
+from onnxprune.io.place import check_place, resolved
 from onnxprune.io.share import shared_parts
 
 _ALIGNMENT = 4096  # bytes; lets a runtime map each weight straight from the file
@@ -32,25 +33,26 @@ def save(
     """Write ``model`` to ``path`` and return the files written, the model's first.
 
     The files appear complete or not at all. ``external_data`` (implied when the model has over
-    2 GB) puts the weights into ``<name>.data`` beside the model. ``protect`` names files that are
-    never overwritten (those of the input). UsageError for a target that must not or can't be written.
+    2 GB) puts the weights into ``<name>.data`` beside the model. A link at ``path`` stays one: the model
+    goes where it leads. ``protect`` names files that are never overwritten (those of the input).
+    UsageError for a target that must not or can't be written.
     """
-    target = Path(path)
     shell, initializers = shared_parts(model)
     external = _is_external(initializers, external_data)
-    targets = [target, target.with_name(data_name(target))] if external else [target]
-    _check_targets(targets, overwrite, _paths(protect))
+    targets = check_save(path, external_data=external, overwrite=overwrite, protect=protect)
+    target = targets[0]
     try:
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        # The prefix is short whatever the target's name, which may be as long as names can be.
+        scratch = Path(tempfile.mkdtemp(prefix=".onnxprune.", dir=target.parent))
     except OSError as error:
         raise UsageError(
             f"can't write into {target.parent}: {error.strerror}", hint="choose another output path with -o"
         ) from error
     try:
-        files = [scratch / item.name for item in targets]
+        files = [scratch / name for name, _ in zip(("model", "data"), targets, strict=False)]
         if external:
             with files[1].open("wb") as stream:
-                initializers = _externalise(initializers, stream, files[1].name)
+                initializers = _externalise(initializers, stream, targets[1].name)
                 stream.flush()
                 os.fsync(stream.fileno())
         _write(files[0], shell, initializers)
@@ -62,28 +64,33 @@ def save(
     return tuple(targets)
 
 
+def check_save(
+    path: str | Path,
+    *,
+    external_data: bool,
+    overwrite: bool,
+    protect: Path | Iterable[Path] | None = None,
+) -> list[Path]:
+    """The files that `save` would write, the model's first; UsageError where it would refuse to."""
+    target = resolved(Path(path))
+    targets = [target, target.with_name(data_name(target))] if external_data else [target]
+    for item in (Path(path), *targets):
+        check_place(item)
+    for item in targets:
+        if item.exists() and any(other.exists() and other.samefile(item) for other in _paths(protect)):
+            raise UsageError(
+                f"{item} is the input, which is never overwritten",
+                hint="choose another output path with -o",
+            )
+        if os.path.lexists(item) and not overwrite:
+            raise UsageError(f"{item} exists", hint="choose another path, or overwrite it with --force")
+    return targets
+
+
 def _paths(protect: Path | Iterable[Path] | None) -> list[Path]:
     if protect is None:
         return []
     return [protect] if isinstance(protect, Path) else list(protect)
-
-
-def _check_targets(targets: list[Path], overwrite: bool, protected: list[Path]) -> None:
-    folder = targets[0].parent
-    if not folder.is_dir():
-        raise UsageError(f"no such folder: {folder}", hint="create it, or choose another output path with -o")
-    for target in targets:
-        if not target.exists():
-            continue
-        if any(item.exists() and item.samefile(target) for item in protected):
-            raise UsageError(
-                f"{target} is the input, which is never overwritten",
-                hint="choose another output path with -o",
-            )
-        if not target.is_file():
-            raise UsageError(f"{target} exists and is not a file", hint="choose another output path with -o")
-        if not overwrite:
-            raise UsageError(f"{target} exists", hint="choose another path, or overwrite it with --force")
 
 
 def model_bytes(model: onnx.ModelProto, target: Path | None = None, *, external_data: bool = False) -> int:
@@ -162,8 +169,8 @@ def _move(files: list[Path], targets: list[Path], scratch: Path) -> None:
     try:
         for position in reversed(range(len(files))):
             target, backup = targets[position], None
-            if position and target.exists():
-                backup = scratch / f"{target.name}.before"
+            if position and os.path.lexists(target):
+                backup = scratch / "before"
                 os.replace(target, backup)
             undo.append((backup, target))
             os.replace(files[position], target)

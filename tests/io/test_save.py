@@ -92,6 +92,51 @@ def test_the_input_is_never_overwritten(tmp_path: Path, how: str) -> None:
     assert source.read_bytes() == before
 
 
+@pytest.mark.parametrize("existing", (True, False))
+def test_a_link_stays_one(tmp_path: Path, existing: bool) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    real, link = tmp_path / "elsewhere" / "real.onnx", tmp_path / "link.onnx"
+    link.symlink_to(real)
+    if existing:
+        real.write_bytes(b"old")
+        with pytest.raises(UsageError, match="exists"):
+            save(small_model(), link)
+    assert save(small_model(), link, overwrite=existing) == (real,)
+    assert link.is_symlink() and onnx.load(real) == small_model()
+
+
+def test_a_link_in_place_of_the_data_needs_overwrite_and_its_target_stays(tmp_path: Path) -> None:
+    data = tmp_path / "m.onnx.data"
+    data.symlink_to("other")
+    with pytest.raises(UsageError, match=r"m\.onnx\.data exists"):
+        save(small_model(), tmp_path / "m.onnx", external_data=True)
+    assert data.is_symlink()
+    (tmp_path / "other").write_bytes(b"theirs")
+    save(small_model(), tmp_path / "m.onnx", external_data=True, overwrite=True)
+    assert (tmp_path / "other").read_bytes() == b"theirs" and load(tmp_path / "m.onnx").external_data
+
+
+def test_what_is_no_file_stays(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for name in ("pipe", "loop", "null"):
+        with pytest.raises(UsageError):
+            save(small_model(), tmp_path / name, overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["loop", "null", "pipe"]
+    assert (tmp_path / "pipe").is_fifo() and all((tmp_path / name).is_symlink() for name in ("loop", "null"))
+
+
+def test_names_are_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX")
+    save(small_model(), tmp_path / ("x" * longest))
+    for _ in range(2):
+        save(small_model(), tmp_path / ("y" * (longest - 5)), external_data=True, overwrite=True)
+    with pytest.raises(UsageError, match="too long"):
+        save(small_model(), tmp_path / ("z" * (longest + 1)))
+    assert len(os.listdir(tmp_path)) == 3
+
+
 def test_the_inputs_data_file_is_protected_too(tmp_path: Path) -> None:
     save(small_model(), tmp_path / "m.onnx", external_data=True)
     (tmp_path / "m.onnx").rename(tmp_path / "in.onnx")
