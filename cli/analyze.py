@@ -11,7 +11,8 @@ from onnxprune.io.text import save_text
 
 from .compress import DATA, NODES
 from .options import CONFIG, PREPROCESSING, REPORTING, RUNTIME, collect_config, command, option
-from .output import Output, check_outputs
+from .output import Output
+from .outputs import check_outputs
 
 
 @command("analyze")

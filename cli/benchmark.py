@@ -9,7 +9,8 @@ import click
 from onnxprune.errors import UsageError
 
 from .options import REPORTING, RUNTIME, command, option
-from .output import Output, check_outputs
+from .output import Output
+from .outputs import check_outputs
 
 
 @command("benchmark")

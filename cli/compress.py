@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from onnxprune.config import DATA_TERMS, MAX_GROUP_RATIO, METHODS, RECOVERIES
-from onnxprune.errors import UsageError
 from onnxprune.io.text import save_text
 
 from .options import (
@@ -24,7 +23,8 @@ from .options import (
     grouped,
     option,
 )
-from .output import Output, check_outputs
+from .output import Output
+from .outputs import check_model_output, check_outputs
 
 BUDGETS = grouped(
     option("Budgets", "--macs", metavar="B", help="At most these multiply-accumulates: 50%, 0.5, 12M."),
@@ -167,8 +167,8 @@ def compress(
         (config.model,),
         (config.data, config.eval_data, config.plan, config_path),
     )
-    if not config.dry_run and target.exists() and not config.force:
-        raise UsageError(f"{target} exists", hint="choose another output with -o, or replace it with --force")
+    if not config.dry_run:
+        check_model_output(target, config.model, force=config.force)
     output = Output(json_path=json_path, quiet=quiet)
 
     from onnxprune import pipeline

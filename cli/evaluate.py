@@ -17,7 +17,8 @@ from .options import (
     command,
     option,
 )
-from .output import Output, check_outputs
+from .output import Output
+from .outputs import check_outputs
 
 
 @command("evaluate")

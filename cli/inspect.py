@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from .options import REPORTING, command
-from .output import Output, check_outputs
+from .output import Output
+from .outputs import check_outputs
 
 
 @command("inspect")

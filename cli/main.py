@@ -17,7 +17,7 @@ from .benchmark import benchmark
 from .compress import compress
 from .evaluate import evaluate
 from .inspect import inspect
-from .output import discard_output
+from .output import prepare_streams, printing, tell
 
 EXIT_BUG = 1
 EXIT_INTERRUPTED = 130
@@ -26,6 +26,11 @@ COMMANDS = (compress, inspect, analyze, evaluate, benchmark)
 
 class _InOrder(click.Group):
     """A group that lists its commands in the order of their definition."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the arguments, and print the version or the help where they ask for it."""
+        with printing():
+            return super().make_context(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
@@ -72,8 +77,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     settings: dict[str, Any] = {}
-    if sys.stdout is None:  # closed by the caller
-        discard_output()
+    prepare_streams()
     try:
         status = group.main(
             None if arguments is None else list(arguments),
@@ -103,8 +107,8 @@ def main() -> NoReturn:
 
 def _fail(message: str, hint: str, status: int, settings: dict[str, Any]) -> int:
     if settings.get("debug"):
-        traceback.print_exc()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        tell(traceback.format_exc().rstrip())
+    tell(f"error: {' '.join(message.split())}")
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        tell(f"hint: {hint}")
     return status

@@ -11,6 +11,8 @@ import click
 from onnxprune.config import PROVIDERS, CompressConfig, merged_options, read_toml
 from onnxprune.errors import UsageError
 
+from .output import printing
+
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -31,6 +33,11 @@ class SectionedOption(click.Option):
 
 class SectionedCommand(click.Command):
     """A command whose help page lists its options by section, in the order of their definition."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the arguments, and print the help where they ask for it."""
+        with printing():
+            return super().make_context(*args, **kwargs)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one definition list for each section."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -70,8 +73,9 @@ class Output:
         """Print tables and lines for people."""
         if self.quiet:
             return
-        console = _console(stderr=self._json_path == STANDARD_OUTPUT)
-        with _printing():
+        stderr = self._json_path == STANDARD_OUTPUT
+        console = _console(stderr=stderr)
+        with _telling() if stderr else printing():
             for item in renderables:
                 console.print(item)
 
@@ -80,7 +84,7 @@ class Output:
         if self.quiet:
             return
         for message in messages:
-            print(f"warning: {' '.join(message.split())}", file=sys.stderr)
+            tell(f"warning: {' '.join(message.split())}")
 
     def report(self, report: Report) -> None:
         """Write the JSON report where ``--json`` says, if it does."""
@@ -90,105 +94,63 @@ class Output:
 
         text = report_json(report)
         if self._json_path == STANDARD_OUTPUT:
-            with _printing():
-                sys.stdout.write(text)
+            with printing():
+                sys.stdout.write(text if _speaks_unicode(sys.stdout) else _in_ascii(text))
         else:
             save_text(Path(self._json_path), text, "--json")
 
 
-def check_outputs(
-    outputs: Mapping[str, str | Path | None], models: Iterable[object], others: Iterable[object] = ()
-) -> None:
-    """Raise UsageError, before any work, where a file can't be written that an option asks for.
+def prepare_streams() -> None:
+    """Let standard output and error take all that is printed, whatever the caller made of them.
 
-    ``outputs`` maps options to files, or None where they were not given. None of them may be a file of the
-    ``models`` that are read, one of the ``others``, or another output. Devices and pipes are let through.
+    Those that are closed go nowhere; characters that standard output's encoding lacks become escapes.
     """
-    taken: dict[object, str] = {}
-    read = {_identity(path) for path in _paths((*models, *others))}
-    for option, name in outputs.items():
-        if name is None or (option == "--json" and name == STANDARD_OUTPUT):
-            continue
-        path = Path(name)
-        try:
-            if _is_special(path):
-                continue
-            _check_writable(path, option)
-            identity = _identity(path)
-            if path.exists():  # only then it can be a file that a model keeps weights in
-                read.update(_identity(file) for model in _paths(models) for file in _files(model))
-        except (OSError, ValueError) as error:  # ValueError: a name that no path can have
-            raise UsageError(
-                f"{option}: can't write {path}: {getattr(error, 'strerror', None) or error}",
-                hint="choose another file",
-            ) from error
-        if identity in read:
-            raise UsageError(
-                f"{option} {path} is the input, which is never overwritten",
-                hint=f"choose another output with {option}",
-            )
-        if identity in taken:
-            raise UsageError(
-                f"{taken[identity]} and {option} name the same file: {path}", hint="give each its own"
-            )
-        taken[identity] = option
-        if option == "-o":  # the result may keep its weights beside it
-            from onnxprune.io.save import data_name
-
-            taken[_identity(path.with_name(data_name(path)))] = option
+    if sys.stdout is None:
+        sys.stdout = _nowhere()
+    if sys.stderr is None:
+        sys.stderr = _nowhere()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _paths(values: Iterable[object]) -> list[Path]:
-    return [Path(value) for value in values if isinstance(value, str | Path) and "\0" not in str(value)]
-
-
-def _files(model: Path) -> tuple[Path, ...]:
-    from onnxprune.io.load import files_of
-
-    return files_of(model)
-
-
-def _is_special(path: Path) -> bool:
-    """Whether it is a device or a pipe, which is written to and not replaced."""
-    return path.exists() and not path.is_file() and not path.is_dir()
-
-
-def _check_writable(path: Path, option: str) -> None:
-    if str(path) == STANDARD_OUTPUT:
-        raise UsageError(f"{option} takes a file, not '-'", hint="name one; --json - writes to stdout")
-    path = Path(os.path.realpath(path))  # links are followed
-    if path.is_dir():
-        raise UsageError(f"{option} {path} is a folder", hint="name a file in it")
-    if not path.parent.is_dir():
-        raise UsageError(f"{option} {path}: no such folder: {path.parent}", hint="create it first")
-    for place in (path.parent, path):
-        # Files are written beside their place and moved there, so that both have to allow it.
-        if place.exists() and not os.access(place, os.W_OK):
-            raise UsageError(f"{option} {path}: {place} can't be written", hint="choose another place")
-
-
-def _identity(path: Path) -> object:
-    """What two paths to the same file have in common, links included."""
-    try:
-        status = path.stat()
-    except OSError:  # there is no such file yet
-        return os.path.realpath(path)
-    return status.st_dev, status.st_ino
-
-
-def discard_output() -> None:
-    """Let standard output go nowhere from now on."""
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # open until the process ends
+def tell(line: str) -> None:
+    """Print a line on standard error, if that can be."""
+    with _telling():
+        print(line, file=sys.stderr)
 
 
 @contextmanager
-def _printing() -> Iterator[None]:
+def _telling() -> Iterator[None]:
+    """Let standard error go nowhere from when it can't be written: there is no place left to say so."""
+    try:
+        yield
+        sys.stderr.flush()
+    except OSError:
+        sys.stderr = _nowhere()
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")  # open until the process ends
+
+
+def _speaks_unicode(stream: TextIO) -> bool:
+    """Whether it takes every character; one without an encoding keeps them as they are."""
+    return stream.encoding is None or codecs.lookup(stream.encoding).name == "utf-8"
+
+
+def _in_ascii(text: str) -> str:
+    """The same JSON with JSON's own escapes."""
+    return json.dumps(json.loads(text), indent=2) + "\n"
+
+
+@contextmanager
+def printing() -> Iterator[None]:
     """Flush what is printed, and end in order where it can't be: UsageError, or no word to a closed pipe."""
     try:
         yield
         sys.stdout.flush()
     except OSError as error:
-        discard_output()  # what is left in the buffer would fail once more when the process ends
+        sys.stdout = _nowhere()  # what is left in the buffer would fail once more when the process ends
         if isinstance(error, BrokenPipeError):
             raise click.exceptions.Exit(_EXIT_PIPE) from error
         raise UsageError(
