@@ -102,14 +102,18 @@ def _code_files(data: str) -> Iterator[Path]:
 
 
 def _check_outside(path: Path, option: str, inputs: Iterable[Path]) -> None:
-    """Raise UsageError where ``path``, or what it links to, lies below a folder among ``inputs``."""
+    """Raise UsageError where ``path``, or what it links to, is a data file below a folder of ``inputs``."""
+    from onnxprune.evaluate.datasets import is_data_file
+
     places = {Path(os.path.abspath(path)), Path(os.path.realpath(path))}
     for folder in inputs:
         roots = {Path(os.path.abspath(folder)), Path(os.path.realpath(folder))}
-        if os.path.isdir(folder) and any(root in place.parents for root in roots for place in places):
+        if os.path.isdir(folder) and any(
+            root in place.parents and is_data_file(place) for root in roots for place in places
+        ):
             raise UsageError(
                 f"{option} {path} is a file in {folder}, the data, which is never overwritten",
-                hint=f"choose another output with {option}, or remove that file first",
+                hint=f"choose another output with {option}",
             )
 
 

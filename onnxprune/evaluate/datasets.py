@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from onnxprune.errors import DataError
 from onnxprune.evaluate.formats import arrays, folder, stream, synthetic
-from onnxprune.evaluate.formats.base import Labels, Source
+from onnxprune.evaluate.formats.base import IMAGE_SUFFIXES, Labels, Source
 from onnxprune.evaluate.formats.parquet import ParquetSource
 from onnxprune.evaluate.preprocess import Preprocess
 from onnxprune.evaluate.splits import Split
@@ -311,6 +311,12 @@ def _open_folder(path: Path, name: str, split: str | None) -> Source:
             hint=f"choose one, such as --split {min(files)}",
         )
     return _open_group(next(iter(files.values())), name)
+
+
+def is_data_file(path: Path) -> bool:
+    """Whether a folder of data is read for files of this name, among others."""
+    suffix = path.suffix.lower()
+    return suffix in IMAGE_SUFFIXES or suffix in _FILES or path.name == folder.LABELS_FILE
 
 
 def _data_files(path: Path) -> dict[str, list[Path]]:
