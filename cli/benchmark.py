@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from onnxprune.errors import UsageError
+from onnxprune.values import parse_shape
 
 from .options import REPORTING, RUNTIME, command, option
 from .output import Output
@@ -17,7 +17,11 @@ from .outputs import check_outputs
 @click.argument("model", metavar="MODEL.onnx")
 @click.argument("other", metavar="[OTHER.onnx]", required=False)
 @option(
-    "Measurement", "--batch", type=int, default=1, metavar="N", show_default=True, help="Samples in a run."
+    "Measurement",
+    "--batch",
+    type=int,
+    metavar="N",
+    help="Samples in a run. [default: 1, or what --shape starts with]",
 )
 @option(
     "Measurement",
@@ -39,7 +43,7 @@ from .outputs import check_outputs
 def benchmark(
     model: str,
     other: str | None,
-    batch: int,
+    batch: int | None,
     runs: int,
     shape: str | None,
     json_path: str | None,
@@ -50,7 +54,7 @@ def benchmark(
     check_outputs({"--json": json_path}, (model, other))
     output = Output(json_path=json_path, quiet=quiet)
 
-    sizes = None if shape is None else _sizes(shape)
+    sizes = None if shape is None else parse_shape(shape)
 
     from onnxprune import pipeline
 
@@ -63,13 +67,3 @@ def benchmark(
     output.report(report)
     output.warn(report.warnings)
     output.show(*tables.benchmarks(report))
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    try:
-        sizes = tuple(int(part) for part in text.lower().split("x"))
-    except ValueError:
-        sizes = ()
-    if not sizes or min(sizes) < 1:
-        raise UsageError(f"--shape {text!r} is no shape", hint="write it like 1x3x224x224")
-    return sizes

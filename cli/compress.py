@@ -153,7 +153,7 @@ def compress(
 
     The input file is never touched.
     """
-    config = collect_config(config_path, flags, needs_data=flags["plan"] is None)
+    config = collect_config(config_path, flags, instead_of_data="plan")
     config.check_goal()
     target = config.target
     assert target is not None  # the command line names models by their paths

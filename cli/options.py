@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from onnxprune.config import PREPROCESSING as PREPROCESS_NAMES
 from onnxprune.config import PROVIDERS, CompressConfig, merged_options, read_toml
 from onnxprune.errors import UsageError
 
@@ -136,19 +137,18 @@ CONFIG = option(
     help="Read options from a TOML file; flags win over it.",
 )
 
-PREPROCESS_NAMES = ("scale", "mean", "std", "resize", "crop", "layout", "color")
-
 
 def collect_config(
     config_path: str | None,
     flags: Mapping[str, Any],
     *,
-    needs_data: bool = True,
+    instead_of_data: str | None = None,
     data_hint: str = "name some with --data; --data synthetic does without, less accurately",
 ) -> CompressConfig:
     """The configuration that a command's flags and its ``--config`` file make up.
 
-    Flags that were not given are None, False or empty, and leave the file's values alone.
+    Flags that were not given are None, False or empty, and leave the file's values alone. Raises UsageError
+    where there is no model, and where there are no data, nor an option ``instead_of_data``.
     """
     given = {
         name: value
@@ -161,6 +161,6 @@ def collect_config(
     options = merged_options(read_toml(config_path) if config_path is not None else {}, given)
     if "model" not in options:
         raise UsageError("no model is given", hint="name the ONNX file after the command")
-    if needs_data and "data" not in options:
+    if "data" not in options and instead_of_data not in options:
         raise UsageError("no data is given", hint=data_hint)
     return CompressConfig.from_options(options)

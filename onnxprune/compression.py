@@ -15,14 +15,14 @@ from onnxprune.calibration import Calibration, labelled
 from onnxprune.candidate import Candidate, keep_start, kept_start, run_digest
 from onnxprune.config import MAX_GROUP_RATIO, CompressConfig
 from onnxprune.depth import closest, depth_weights
-from onnxprune.errors import BudgetError, ModelError, UsageError
+from onnxprune.errors import BudgetError, UsageError
 from onnxprune.evaluate.gates import drop_gate
 from onnxprune.evaluate.metrics import Evaluation, divergences, evaluate_against, predict
 from onnxprune.goals import SEARCH_STEPS, Original, macs_goal, plan_for, require_budgets
 from onnxprune.graph.check import verify
 from onnxprune.graph.plan import Plan
 from onnxprune.graph.rewrite import rewrite
-from onnxprune.graph.structure import Group, PruningGraph
+from onnxprune.graph.structure import PruningGraph
 from onnxprune.io.load import LoadedModel
 from onnxprune.io.share import united
 from onnxprune.profile.cost import CostModel
@@ -40,7 +40,7 @@ from onnxprune.recover.training.processes import is_main_process, join_processes
 from onnxprune.report.schema import ClassStructure
 from onnxprune.select.allocate import CostGoal, Limits, Ranking
 from onnxprune.select.rankings import LASSO_METHODS, PRICED_METHODS, STATISTICS_METHODS
-from onnxprune.select.select import chosen_groups, plan_within, protect_branches, rank, require_choices
+from onnxprune.select.select import plan_within, protect_branches, prunable_groups, rank, require_choices
 from onnxprune.sensitivity import class_structure
 
 Rankings = dict[float, list[Ranking]]
@@ -152,7 +152,7 @@ class Run:
                 hint=f"it is what these fit: {', '.join(LASSO_METHODS)}",
             )
         check_weighed(config)
-        groups = prunable_groups(self.graph, config)
+        groups = prunable_groups(self.graph, config.keep, config.only)
         if config.method == "taylor":
             with self.clock("profile"):
                 importance = collect_importance(
@@ -333,15 +333,3 @@ def check_weighed(config: CompressConfig) -> None:
             f"--depth-weight is of no use with --method {config.method}",
             hint=f"it weighs losses, which these have: {', '.join(PRICED_METHODS)}",
         )
-
-
-def prunable_groups(graph: PruningGraph, config: CompressConfig) -> list[Group]:
-    """The groups that ``keep`` and ``only`` leave to choose from; ModelError where there is none."""
-    groups = chosen_groups(graph, config.keep, config.only)
-    if not groups:
-        reason = f": {graph.skipped[0].reason}" if graph.skipped and not graph.groups else ""
-        raise ModelError(
-            f"nothing in the model can be pruned{reason}",
-            hint="onnxprune inspect MODEL.onnx says why, group by group",
-        )
-    return groups

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from onnxprune.errors import UsageError
 from onnxprune.select.budget import BUDGET_KINDS, Budget, parse_budget
+from onnxprune.values import as_budgets, as_preprocess, check_folder, coerced, one_of
 
 if TYPE_CHECKING:
     from onnxprune.evaluate.preprocess import Preprocess
@@ -35,8 +35,8 @@ PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 SYNTHETIC = "synthetic"
 """The DATA that stands for none: inputs drawn from a random generator, with a warning."""
 
-MAX_THREADS = 1024
-"""More than this is a slip, and would take the machine down."""
+PREPROCESSING = ("scale", "mean", "std", "resize", "crop", "layout", "color")
+"""The fields of `Preprocess`, which are options of their own on the command line and as keywords."""
 
 MAX_GROUP_RATIO = 0.9
 """Largest share of a group's units that selection removes where nothing else is said."""
@@ -44,8 +44,15 @@ MAX_GROUP_RATIO = 0.9
 _CALLABLE_DATA = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _PATH_OPTIONS = ("model", "output", "data", "eval_data", "plan", "save_plan", "checkpoint")
 _COMMAND_LINE_ONLY = ("json", "report", "plot", "quiet", "debug", "against", "config")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|)")
-_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+_WRITTEN_LATER = {
+    "output": "result.save(path)",
+    "force": "result.save(path, force=True)",
+    "save_plan": "result.save_plan(path)",
+}
+"""What the functions of the package don't do, and what does it there."""
+
+_SELECTION_ONLY = ("method", "data_term", "depth_weight")
+"""Options of no use where a saved plan says what goes."""
 
 
 @dataclass(frozen=True)
@@ -121,22 +128,15 @@ class CompressConfig:
             )
         for item in fields(self):
             value = getattr(self, item.name)
-            given = item.default if value is None else _coerced(item.name, value)
+            given = item.default if value is None else coerced(item.name, value)
             object.__setattr__(self, item.name, given)
-        _one_of("method", self.method, METHODS)
-        _one_of("data-term", self.data_term, DATA_TERMS)
-        _one_of("recover", self.recover, RECOVERIES)
-        _one_of("provider", self.provider, PROVIDERS)
-        at_least("calibration", self.calibration, 1)
-        at_least("round-to", self.round_to, 1)
-        if self.threads is not None:
-            at_least("threads", self.threads, 1)
-            if self.threads > MAX_THREADS:
-                raise UsageError(
-                    f"--threads {self.threads} is more than {MAX_THREADS:,}",
-                    hint="as many as there are cores are the most that help",
-                )
-        at_least("seed", self.seed, 0)
+        one_of("method", self.method, METHODS)
+        one_of("data-term", self.data_term, DATA_TERMS)
+        one_of("recover", self.recover, RECOVERIES)
+        one_of("provider", self.provider, PROVIDERS)
+        if self.plan is not None:
+            defaults = {item.name: item.default for item in fields(self)}
+            _refuse_beside_plan([name for name in _SELECTION_ONLY if getattr(self, name) != defaults[name]])
         self._check_tuning()
         weight = self.depth_weight
         if weight != "auto" and not (_is_number(weight) and 1e-3 <= weight <= 1e3):
@@ -176,7 +176,7 @@ class CompressConfig:
                 hint="add --recover finetune",
             )
         if self.checkpoint is not None:
-            _check_folder("checkpoint", self.checkpoint)
+            check_folder("checkpoint", self.checkpoint)
 
     def check_goal(self) -> None:
         """Raise UsageError where nothing says how far to compress."""
@@ -202,10 +202,15 @@ class CompressConfig:
 
     @classmethod
     def of(cls, config: Self | ModelSource, options: Mapping[str, Any]) -> Self:
-        """``config`` itself, or that of a model and ``options``; UsageError for options beside the first."""
+        """``config`` itself, or that of a model and ``options``, keywords of the package's functions.
+
+        Raises UsageError for options beside the first, and for those that say where to write, since these
+        functions write nothing.
+        """
         if not isinstance(config, cls):
             if "model" in options:
                 raise UsageError("the model is given twice", hint="leave out model=")
+            _refuse_written(options)
             return cls.from_options({**options, "model": config})
         if options:
             raise UsageError("give a configuration or options, not both", hint="use dataclasses.replace")
@@ -216,15 +221,19 @@ class CompressConfig:
         """A configuration from plain option values, as keywords or a TOML file give them.
 
         Keys are field names or the names of the command line's options; ``macs``, ``params``,
-        ``size`` and ``latency`` become ``budgets``; ``preprocess`` may be a mapping. None means
-        "not given". Raises UsageError for unknown keys, with the nearest known one.
+        ``size`` and ``latency`` become ``budgets``; ``preprocess`` may be a mapping, and what it
+        holds an option of its own. None means "not given". Raises UsageError for unknown keys, with the
+        nearest known one, and for those that others make useless.
         """
         given = {_key(name): value for name, value in options.items() if value is not None}
-        _refuse_unknown(given, _option_names(), "option")
+        _refuse_unknown(given, _option_names() | set(PREPROCESSING), "option")
         if "model" not in given:
             raise UsageError("no model is given", hint="name the ONNX file to compress")
+        if "plan" in given:
+            _refuse_beside_plan(given)
+        given = _with_preprocessing(given)
         single = [parse_budget(kind, given.pop(kind)) for kind in BUDGET_KINDS if kind in given]
-        return cls(budgets=(*_budgets(given.pop("budgets", ())), *single), **given)
+        return cls(budgets=(*as_budgets(given.pop("budgets", ())), *single), **given)
 
     @classmethod
     def from_toml(cls, path: str | PathLike[str], flags: Mapping[str, Any] | None = None) -> Self:
@@ -275,14 +284,6 @@ def merged_options(base: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[st
     return merged
 
 
-def parse_seconds(text: str) -> float:
-    """A duration such as ``90``, ``90s``, ``10m`` or ``1.5h`` in seconds; UsageError for anything else."""
-    match = _DURATION.fullmatch(text.strip().lower())
-    if match is None:
-        raise UsageError(f"{text!r} is no duration", hint="write 90s, 10m or 1.5h")
-    return float(match[1]) * _SECONDS[match[2]]
-
-
 def _option_names() -> set[str]:
     return {item.name for item in fields(CompressConfig)} | set(BUDGET_KINDS)
 
@@ -299,68 +300,44 @@ def _refuse_unknown(given: Mapping[str, Any], known: set[str], what: str) -> Non
             raise UsageError(
                 f"unknown {what} {name!r}", hint=f"--{name} is an option of the command line alone"
             )
+        if name in PREPROCESSING:
+            raise UsageError(f"unknown {what} {name!r}", hint="write it below [preprocess]")
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
         listed = ", ".join(sorted(known))
         hint = f"did you mean {near[0].replace('_', '-')!r}?" if near else f"known: {listed}"
         raise UsageError(f"unknown {what} {name.replace('_', '-')!r}", hint=hint)
 
 
-def _coerced(name: str, value: Any) -> Any:
-    """``value`` in the type of its field, where options and TOML write it more loosely."""
-    if name == "budgets":
-        return _budgets(value)
-    if name == "time_limit" and isinstance(value, str):
-        return parse_seconds(value)
-    if name in ("lr", "depth_weight") and isinstance(value, str) and value != "auto":
-        try:
-            return float(value)
-        except ValueError:
-            option = name.replace("_", "-")
-            raise UsageError(f"--{option} takes a number, not {value!r}", hint="or auto") from None
-    if name in ("output", "plan", "save_plan", "checkpoint"):
-        if not isinstance(value, str | PathLike):
+def _refuse_beside_plan(names: Iterable[str]) -> None:
+    """Raise UsageError where one of ``names`` is an option that a saved plan makes useless."""
+    for name in _SELECTION_ONLY:
+        if name in names:
             raise UsageError(
-                f"--{name.replace('_', '-')} takes a path, not {value!r}", hint="write it as a text"
+                f"--{name.replace('_', '-')} is of no use with --plan, which says what goes",
+                hint="leave out one of the two",
             )
-        return Path(value)
-    if name in ("keep", "only"):
-        globs = (value,) if isinstance(value, str) else value
-        if not (isinstance(globs, Iterable) and all(isinstance(glob, str) and glob for glob in globs)):
-            raise UsageError(
-                f"--{name} takes globs over node names, not {value!r}",
-                hint="such as */head/*, or a list of them",
-            )
-        return tuple(globs)
-    if name in ("split", "eval_split") and not isinstance(value, str):
-        raise UsageError(
-            f"--{name.replace('_', '-')} takes a text, not {value!r}", hint="such as train, or :300"
-        )
-    if name in ("dry_run", "verify", "force") and not isinstance(value, bool):
-        raise UsageError(
-            f"{name.replace('_', '-')} is true or false, not {value!r}", hint="write it without quotes"
-        )
-    return _preprocess(value) if name == "preprocess" else value
 
 
-def _budgets(value: Any) -> tuple[Budget, ...]:
-    """Budgets, from one or several."""
-    several = isinstance(value, Iterable) and not isinstance(value, str)
-    budgets = tuple(value) if several else (value,)
-    for budget in budgets:
-        if not isinstance(budget, Budget):
-            raise UsageError(f"{budget!r} is no budget", hint="write macs = 0.5, or use parse_budget")
-    return budgets
+def _refuse_written(options: Mapping[str, Any]) -> None:
+    """Raise UsageError where options say where to write, to a function that writes nothing."""
+    for name, value in options.items():
+        instead = _WRITTEN_LATER.get(_key(name))
+        if instead is not None and value is not None:
+            raise UsageError(f"nothing is written here, so {name}= is of no use", hint=f"use {instead}")
 
 
-def _preprocess(table: object) -> Preprocess | None:
-    from onnxprune.evaluate.preprocess import Preprocess  # imports onnx
-
-    if isinstance(table, Preprocess):
-        return table
-    if not isinstance(table, Mapping):
-        raise UsageError(f"the preprocessing is {table!r}, not a table", hint="such as {'mean': 0.5}")
-    given = {_key(name): value for name, value in table.items() if value is not None}
-    return Preprocess.from_dict(given) if given else None
+def _with_preprocessing(given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` with the options of the preprocessing in ``preprocess``; UsageError for one given twice."""
+    loose = {name: given[name] for name in PREPROCESSING if name in given}
+    rest = {name: value for name, value in given.items() if name not in loose}
+    if not loose:
+        return rest
+    base = as_preprocess(rest.get("preprocess", {}))
+    table = {} if base is None else base.to_dict()
+    for name in loose:
+        if name in table:
+            raise UsageError(f"{name} is given twice", hint=f"leave out {name}=, or what preprocess= says")
+    return {**rest, "preprocess": {**table, **loose}}
 
 
 def _relative_to(folder: Path, text: str) -> str:
@@ -370,31 +347,5 @@ def _relative_to(folder: Path, text: str) -> str:
     return str(folder / text)
 
 
-def _one_of(option: str, value: object, known: tuple[str, ...]) -> None:
-    if value in known:
-        return
-    near = difflib.get_close_matches(str(value), known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UsageError(f"--{option} {value!r} is unknown", hint=f"{hint}known: {', '.join(known)}")
-
-
-def _check_folder(option: str, folder: Path) -> None:
-    """Raise UsageError where ``folder`` can be neither written to nor made."""
-    place = next((item for item in (folder, *folder.parents) if os.path.lexists(item)), folder)
-    if not place.is_dir():
-        raise UsageError(f"--{option} {folder}: {place} is not a folder", hint="choose another folder")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UsageError(f"--{option} {folder}: {place} can't be written", hint="choose another folder")
-
-
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def at_least(option: str, value: object, least: int) -> None:
-    """Raise UsageError where ``value`` of an option is no whole number, or below ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UsageError(
-            f"--{option} {value!r} is not a whole number of at least {least}",
-            hint=f"leave out --{option}, or raise it",
-        )

@@ -12,15 +12,15 @@ import numpy as np
 import onnx
 
 from onnxprune.calibration import open_calibration
-from onnxprune.compression import Clock, Run, check_weighed, prunable_groups
+from onnxprune.compression import Clock, Run, check_weighed
 from onnxprune.config import CompressConfig
-from onnxprune.errors import BudgetError
+from onnxprune.errors import BudgetError, UsageError
 from onnxprune.evaluate.preprocess import record_preprocess
 from onnxprune.goals import Original
 from onnxprune.graph import analysis
 from onnxprune.graph.apply import apply
 from onnxprune.graph.plan import Plan, keep_all
-from onnxprune.graph.structure import PruningGraph
+from onnxprune.graph.structure import Group, PruningGraph
 from onnxprune.io.load import LoadedModel, ModelSource, load
 from onnxprune.io.place import resolved
 from onnxprune.io.save import model_bytes, save
@@ -37,8 +37,11 @@ from onnxprune.report.evaluation import evaluate
 from onnxprune.report.inspection import file_bytes, inspect
 from onnxprune.report.schema import CompressionReport
 from onnxprune.select.allocate import CostGoal, Limits
-from onnxprune.select.select import plan_within, rank
+from onnxprune.select.budget import Budget
+from onnxprune.select.rankings import STATISTICS_METHODS
+from onnxprune.select.select import plan_within, prunable_groups, rank
 from onnxprune.sensitivity import analyze
+from onnxprune.values import shown
 
 __all__ = [
     "CompressionResult",
@@ -201,7 +204,7 @@ def gather_statistics(
 def select(
     graph: PruningGraph,
     statistics: Mapping[str, Any] | None,
-    budget: str | float,
+    budget: str | float | Budget,
     *,
     method: str = "stlp-ib",
     limits: Limits | None = None,
@@ -212,8 +215,13 @@ def select(
 
     ``budget`` is what `compress` takes as ``macs``, such as 0.5 or "12M". ``statistics`` are those of
     `gather_statistics`; the lasso methods, obs and wanda need them, taylor can't be used here. Without a
-    ``depth_weight`` all depths weigh alike: trying several takes a recovery.
+    ``depth_weight`` all depths weigh alike: trying several takes a recovery. Raises UsageError for what is
+    no analysed graph, for statistics that are missing and for options that make no sense.
     """
+    if not isinstance(graph, PruningGraph):
+        raise UsageError(
+            f"the graph is {shown(graph)}, not an analysed one", hint="give what analyze_graph(model) returns"
+        )
     config = CompressConfig.from_options(
         {
             "model": graph.model,
@@ -226,8 +234,22 @@ def select(
     config.check_goal()
     costs = CostModel.of(graph)
     goal = CostGoal(costs, "macs", config.budgets[0].limit(costs.macs(keep_all(graph).keep)))
-    groups = prunable_groups(graph, config)
+    groups = prunable_groups(graph)
+    _require_statistics(groups, statistics, config.method)
     weight = 1.0 if config.depth_weight == "auto" else config.depth_weight
     check_weighed(config)
-    rankings = rank(graph, groups, method, statistics=statistics, depth_weight=weight, seed=config.seed)
-    return plan_within(graph, rankings, [goal], limits or Limits(), method)
+    rankings = rank(
+        graph, groups, config.method, statistics=statistics, depth_weight=weight, seed=config.seed
+    )
+    return plan_within(graph, rankings, [goal], limits or Limits(), config.method)
+
+
+def _require_statistics(groups: Sequence[Group], statistics: object, method: str) -> None:
+    """Raise UsageError where the method needs statistics of the layers that read ``groups``, and has none."""
+    readers = {name for group in groups for name in group.consumers}
+    found = isinstance(statistics, Mapping) and not readers.isdisjoint(statistics)
+    if method in STATISTICS_METHODS and readers and not found:
+        raise UsageError(
+            f"{method} needs statistics of the layers, and these are {shown(statistics)}",
+            hint="give what collect_statistics returns for this graph, or take a method without data, as l1",
+        )

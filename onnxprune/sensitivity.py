@@ -30,7 +30,7 @@ from onnxprune.report.schema import (
     SkippedGroup,
 )
 from onnxprune.select.classes import ClassGraph, ClassTree, class_correlation
-from onnxprune.select.select import chosen_groups, rank
+from onnxprune.select.select import prunable_groups, rank
 
 SHARES = (0.25, 0.5, 0.75)
 """Shares of a group's units that are taken."""
@@ -58,7 +58,7 @@ def analyze(
     data = open_calibration(graph.model, config, progress)
     if data.input_shapes is not None:  # what was guessed is now known
         graph = analyze_graph(graph.model, input_shapes=data.input_shapes, in_place=True)
-    groups = chosen_groups(graph, config.keep, config.only)
+    groups = prunable_groups(graph, config.keep, config.only)
     start_session = partial(open_session, provider=config.provider, threads=config.threads)
     statistics = collect_statistics(
         graph,

@@ -12,9 +12,11 @@ import onnx
 import pytest
 
 from onnxprune import goals, pipeline
+from onnxprune.config import CompressConfig
 from onnxprune.errors import BudgetError, OnnxPruneError, UsageError
 from onnxprune.io.load import load
 from onnxprune.profile.cost import count
+from onnxprune.report.html import report_html
 from onnxprune.report.schema import Latency
 from tests.model_builder import Builder
 from tests.quantized import quantize
@@ -28,7 +30,9 @@ OPTIONS: dict[str, Any] = {
 
 
 def compress(model: str | Path | onnx.ModelProto = MODEL, **options: Any) -> pipeline.CompressionResult:
-    return pipeline.compress(model, **{**OPTIONS, **options})
+    """As the command line does, which may say where the result goes."""
+    usual = {name: value for name, value in OPTIONS.items() if not ("plan" in options and name == "method")}
+    return pipeline.compress(CompressConfig.from_options({"model": model, **usual, **options}))
 
 
 def files(path: Path) -> int:
@@ -138,6 +142,21 @@ def test_a_saved_plan_that_meets_all_is_applied(plan: Path) -> None:
     result = compress(plan=plan, macs="60%", max_group_ratio=0.8)
     assert result.report.after.macs <= 0.6 * result.report.before.macs
     assert result.report.method["plan"] == str(plan)
+
+
+def test_a_report_names_only_what_had_a_part_in_the_choice(plan: Path) -> None:
+    chosen = {
+        "name": [None, "l1", "obs", "stlp-ib"],
+        "data_term": [None, None, None, "contribution"],
+        "depth_weight": [None, None, 1.0, 1.0],
+    }
+    cases = [{"plan": plan}, *({"macs": "90%", "method": name} for name in chosen["name"][1:])]
+    for index, options in enumerate(cases):
+        report = compress(**options, dry_run=True).report
+        assert {name: report.method[name] for name in chosen} == {
+            name: values[index] for name, values in chosen.items()
+        }
+        assert "</html>" in report_html(report)
 
 
 def test_a_dry_run_of_a_saved_plan_recovers_nothing(plan: Path) -> None:

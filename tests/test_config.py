@@ -6,12 +6,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from onnxprune.config import CompressConfig, merged_options, parse_seconds, read_toml
+from onnxprune.config import CompressConfig, merged_options, read_toml
 from onnxprune.errors import UsageError
 from onnxprune.evaluate.preprocess import Preprocess
 from onnxprune.select.budget import Budget
+from onnxprune.values import MAX_SEED, parse_seconds, parse_shape
 
 
 def test_options_become_fields() -> None:
@@ -51,6 +53,20 @@ def test_options_become_fields() -> None:
         ({"threads": 0}, "--threads 0"),
         ({"threads": 1025}, "--threads 1025 is more than 1,024"),
         ({"seed": -1}, "--seed -1"),
+        ({"seed": MAX_SEED + 1}, "is more than 9,223,372,036,854,775,807"),
+        ({"seed": np.True_}, "is not a whole number"),
+        ({"max_drop": 10**400}, "--max-drop inf"),
+        (
+            {"macs": Budget("params", relative=0.5)},
+            "--macs takes no budget of another kind, such as params 50%",
+        ),
+        ({"plan": "p.json", "method": "stlp-ib"}, "--method is of no use with --plan"),
+        ({"plan": "p.json", "data_term": "hsic"}, "--data-term is of no use with --plan"),
+        ({"plan": "p.json", "depth_weight": 2}, "--depth-weight is of no use with --plan"),
+        ({"mean": 0.5, "preprocess": {"mean": 0.4}}, "mean is given twice"),
+        ({"mean": 0.5, "preprocess": Preprocess(mean=(0.4,))}, "mean is given twice"),
+        ({"mean": 0.5, "preprocess": 3}, "the preprocessing is 3"),
+        ({"layout": "nc"}, "--layout 'nc'"),
         ({"depth_weight": 0.0}, "--depth-weight 0.0"),
         ({"depth_weight": 2000}, "--depth-weight 2000"),
         ({"depth_weight": "x"}, "--depth-weight takes a number"),
@@ -75,6 +91,68 @@ def test_refuses_senseless_values_in_one_line(values: dict[str, Any], says: str)
         CompressConfig.from_options({"model": "a.onnx", **values})
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert caught.value.hint
+
+
+def test_preprocessing_is_made_of_options_of_its_own() -> None:
+    """As on the command line."""
+    loose = {
+        "scale": 1, "mean": 0.5, "std": "1,2,3", "resize": "8", "crop": (6, 7), "layout": "nhwc",
+        "color": "bgr",
+    }  # fmt: skip
+    config = CompressConfig.from_options({"model": "a.onnx", **loose})
+    assert config.preprocess == Preprocess(
+        mean=(0.5,), std=(1, 2, 3), scale=1, resize=8, crop=(6, 7), layout="nhwc", color="bgr"
+    )
+    for base in ({"std": 2, "crop": None}, Preprocess(std=(2.0,))):
+        config = CompressConfig.from_options({"model": "a.onnx", "preprocess": base, "mean": 0.5, "crop": 4})
+        assert config.preprocess == Preprocess(mean=(0.5,), std=(2.0,), crop=4)
+
+
+def test_numbers_may_be_numpys() -> None:
+    whole = {"calibration": 7, "seed": 3, "round_to": 2, "threads": 1}
+    real = {"max_drop": 0.5, "depth_weight": 2.0, "max_group_ratio": 0.5, "lr": 0.25, "epochs": 2.0}
+    tuning = {"recover": "finetune", "time_limit": np.float32(8)}
+    config = CompressConfig.from_options(
+        {
+            "model": "a.onnx", **tuning,
+            **{name: np.int64(value) for name, value in whole.items()},
+            **{name: np.float32(value) for name, value in real.items()},
+        }
+    )  # fmt: skip
+    assert config == CompressConfig("a.onnx", **{**whole, **real, **tuning, "time_limit": 8.0})  # type: ignore[arg-type]  # all in one mapping
+    assert all(type(getattr(config, name)) is int for name in whole)
+    assert all(type(getattr(config, name)) is float for name in (*real, "time_limit"))
+
+
+def test_a_budget_is_taken_as_it_is() -> None:
+    budget = Budget("macs", absolute=3e6)
+    assert CompressConfig.from_options({"model": "a.onnx", "macs": budget}).budgets == (budget,)
+
+
+@pytest.mark.parametrize("name", ["output", "save_plan", "save-plan", "force"])
+def test_functions_that_write_nothing_take_no_names_of_files(name: str) -> None:
+    with pytest.raises(UsageError, match="nothing is written") as caught:
+        CompressConfig.of("a.onnx", {"macs": 0.5, name: "x"})
+    assert "result.save" in caught.value.hint
+    CompressConfig.of("a.onnx", {"macs": 0.5, name: None})
+
+
+def test_wrong_values_are_shown_in_short() -> None:
+    with pytest.raises(UsageError) as caught:
+        CompressConfig("a.onnx", plan=list(range(1000)))  # type: ignore[arg-type]  # the mistake that is tested
+    assert len(str(caught.value)) < 100 and "save_plan" in caught.value.hint
+
+
+@pytest.mark.parametrize("value", ["1x3X8x8", (1, 3, 8, 8), np.array([1, 3, 8, 8])])
+def test_shapes_are_texts_or_sizes(value: object) -> None:
+    assert parse_shape(value) == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("value", ["", "1x", "1x0", "1,3", (), (1.5, 2), 8, (1, -1), "ax1"])
+def test_what_is_no_shape_is_refused(value: object) -> None:
+    with pytest.raises(UsageError, match="no shape"):
+        parse_shape(value)
 
 
 def test_fields_may_be_written_as_loosely_as_options() -> None:
@@ -219,6 +297,7 @@ def test_flags_win_option_by_option(tmp_path: Path) -> None:
         ("mcas = 0.5", "unknown key in"),
         ("preprocess = 3", "is a table"),
         ("budgets = []", "unknown key in"),
+        ("mean = 0.5", "unknown key in"),
     ],
 )
 def test_bad_toml_says_where(tmp_path: Path, text: str, says: str) -> None:

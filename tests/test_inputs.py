@@ -128,6 +128,16 @@ def test_options_that_make_no_sense_are_usage_errors(options: dict[str, Any]) ->
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("glob", "hint"),
+    [("/stem/stem.0/Con", "did you mean '/stem/stem.0/Conv'?"), ("z", "matches whole names")],
+)
+def test_a_glob_that_matches_nothing_gets_the_nearest_name(glob: str, hint: str) -> None:
+    with pytest.raises(UsageError, match="no node is named like") as caught:
+        compress(str(DATA), keep=glob)
+    assert hint in caught.value.hint
+
+
 @pytest.mark.parametrize("model", [5, ["a.onnx"]])
 def test_a_model_is_a_path_or_a_model(model: object) -> None:
     with pytest.raises(UsageError, match="not a path"):
@@ -179,7 +189,12 @@ def test_select_takes_the_budgets_of_compress() -> None:
     graph = onnxprune.analyze_graph(MODEL)
     plan = onnxprune.select(graph, None, 0.5, method="l1")
     assert not plan.keep.all()
-    for budget in ("50%", np.float32(0.5), onnxprune.inspect(MODEL).cost.macs // 2):
+    for budget in (
+        "50%",
+        np.float32(0.5),
+        onnxprune.Budget("macs", relative=0.5),
+        onnxprune.inspect(MODEL).cost.macs // 2,
+    ):
         assert np.array_equal(onnxprune.select(graph, None, budget, method="l1").keep, plan.keep)
 
 
@@ -190,6 +205,8 @@ def test_select_takes_the_budgets_of_compress() -> None:
         {"seed": -1},
         {"method": "foo"},
         {"depth_weight": 0.0},
+        {"budget": onnxprune.Budget("params", relative=0.5)},
+        {"method": "stlp-ib"},
     ],
 )
 def test_select_refuses_senseless_values(options: dict[str, Any]) -> None:
@@ -207,6 +224,15 @@ def test_select_refuses_senseless_values(options: dict[str, Any]) -> None:
         lambda: onnxprune.benchmark([]),
         lambda: onnxprune.benchmark(MODEL, runs="3"),  # type: ignore[arg-type]  # the mistake that is tested
         lambda: onnxprune.benchmark(MODEL, threads=-1),
+        lambda: onnxprune.benchmark(MODEL, batch=8, shape=(1, 3, 32, 32)),
+        lambda: onnxprune.benchmark(MODEL, shape="1x3"),
+        lambda: onnxprune.benchmark(MODEL, shape="small"),
+        lambda: onnxprune.select("m.onnx", None, 0.5),  # type: ignore[arg-type]  # the mistake that is tested
+        lambda: onnxprune.inspect(MODEL, input_shapes=(1, 3, 8, 8)),  # type: ignore[arg-type]  # as above
+        lambda: onnxprune.inspect(MODEL, input_shapes={"images": "1x3"}),
+        lambda: onnxprune.inspect(MODEL, input_shapes={"images": 3}),  # type: ignore[dict-item]  # as above
+        lambda: onnxprune.evaluate(MODEL, data=DATA, output="x"),
+        lambda: onnxprune.compress(MODEL, save_plan="x", **OPTIONS),
         lambda: onnxprune.evaluate(MODEL, dat=DATA),
         lambda: onnxprune.evaluate(CompressConfig(MODEL), data=DATA),
         lambda: onnxprune.compress(MODEL, model=MODEL, **OPTIONS),
@@ -216,6 +242,21 @@ def test_the_stages_refuse_what_is_no_model_or_no_option(call: Callable[[], obje
     with pytest.raises(UsageError) as caught:
         call()
     assert caught.value.hint
+
+
+def test_statistics_that_are_missing_are_named() -> None:
+    graph = onnxprune.analyze_graph(MODEL)
+    for statistics in (None, {}, {"other": None}, 3):
+        with pytest.raises(UsageError, match="needs statistics"):
+            onnxprune.select(graph, statistics, 0.5)  # type: ignore[arg-type]  # the mistake that is tested
+
+
+def test_benchmark_takes_shapes_as_the_command_line_does() -> None:
+    reports = [
+        onnxprune.benchmark(MODEL, runs=1, threads=1, **options)
+        for options in ({"shape": "4x1x8x8"}, {"shape": (4, 1, 8, 8), "batch": np.int64(4)}, {"batch": 4})
+    ]
+    assert [report.batch for report in reports] == [4, 4, 4]
 
 
 def test_scores_that_are_not_numbers_are_reported() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 
 import onnx
@@ -9,6 +10,7 @@ import onnx
 from onnxprune.errors import UsageError
 from onnxprune.graph.fold import fold_constants
 from onnxprune.graph.inference import Dim, infer_bare, infer_symbolic, skeleton
+from onnxprune.values import shown
 
 __all__ = ["infer_concrete", "infer_symbolic", "skeleton"]
 
@@ -36,18 +38,18 @@ def infer_concrete(
     sizes at which most shapes come out. Values of unknown shape are left out.
 
     Raises:
-        UsageError: ``input_shapes`` names no input, or contradicts what the model states.
+        UsageError: ``input_shapes`` is no mapping, names no input, or contradicts what the model states.
     """
     bare = skeleton(model)
     initializers = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initializers]
-    _check_given(inputs, input_shapes or {})
+    shapes = _checked(inputs, input_shapes or {})
     rest: list[onnx.TensorShapeProto.Dimension] = []
     names = {value.name for value in inputs}
     for value in bare.graph.input:
         if value.name not in names or not value.type.HasField("tensor_type"):
             continue
-        given = (input_shapes or {}).get(value.name)
+        given = shapes.get(value.name)
         tensor = value.type.tensor_type
         if given is not None and not tensor.HasField("shape"):
             tensor.shape.dim.extend(onnx.TensorShapeProto.Dimension() for _ in given)
@@ -79,13 +81,22 @@ def infer_concrete(
     return best
 
 
-def _check_given(inputs: Sequence[onnx.ValueInfoProto], given: Mapping[str, Sequence[int]]) -> None:
+def _checked(inputs: Sequence[onnx.ValueInfoProto], given: object) -> dict[str, tuple[int, ...]]:
+    """The shapes ``given`` by input, whatever they were; UsageError where they are none, or don't fit."""
     stated = {value.name: value for value in inputs}
-    for name, shape in given.items():
+    if not isinstance(given, Mapping):
+        example = next(iter(stated), "x")
+        raise UsageError(
+            f"the shapes of the inputs are {shown(given)}, not a mapping by name",
+            hint=f"write input_shapes={{{example!r}: (1, 3, 224, 224)}}",
+        )
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, values in given.items():
         if name not in stated:
             raise UsageError(
                 f"the model has no input '{name}'", hint=f"its inputs are {', '.join(sorted(stated))}"
             )
+        shape = shapes[name] = _sizes(name, values)
         if not stated[name].type.tensor_type.HasField("shape"):
             continue
         dims = stated[name].type.tensor_type.shape.dim
@@ -98,6 +109,17 @@ def _check_given(inputs: Sequence[onnx.ValueInfoProto], given: Mapping[str, Sequ
             raise UsageError(
                 f"input '{name}' can't take the shape {list(shape)}", hint=f"it takes ({wanted})"
             )
+    return shapes
+
+
+def _sizes(name: str, values: object) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(size) for size in values)  # type: ignore[attr-defined]  # caught below
+    except TypeError:
+        raise UsageError(
+            f"the shape of input '{name}' is {shown(values)}, not a list of whole numbers",
+            hint="write it like (1, 3, 224, 224)",
+        ) from None
 
 
 def _shapes(bare: onnx.ModelProto) -> dict[str, tuple[Dim, ...]]:

@@ -11,31 +11,34 @@ from onnxprune.config import CompressConfig
 from onnxprune.errors import UsageError
 from onnxprune.io.load import LoadedModel, ModelSource, load
 from onnxprune.io.save import save
-from onnxprune.profile.latency import check_counts, random_inputs, time_sessions
+from onnxprune.profile.latency import checked_runs, random_inputs, time_sessions
 from onnxprune.profile.memory import peak_memory
 from onnxprune.profile.session import Session, open_session
 from onnxprune.progress import Progress, SilentProgress
 from onnxprune.report.evaluation import model_files
 from onnxprune.report.inspection import file_bytes
 from onnxprune.report.schema import BenchmarkReport, Latency, ModelBenchmark
+from onnxprune.values import parse_shape, whole
 
 
 def benchmark(
     models: ModelSource | Sequence[ModelSource],
     *,
-    batch: int = 1,
+    batch: int | None = None,
     runs: int = 50,
-    shape: Sequence[int] | None = None,
+    shape: str | Sequence[int] | None = None,
     provider: str = "auto",
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> BenchmarkReport:
     """Measure one model, or several in turns, on random inputs; see `measure_latency` for ``shape``.
 
-    ``ratio`` of the report is the second model over the first. Raises UsageError for options that
+    ``batch`` is 1 where nothing is said; a ``shape``, which may be a text such as ``1x3x224x224``, states
+    its own. ``ratio`` of the report is the second model over the first. Raises UsageError for options that
     make no sense, ModelError for a model that is refused.
     """
-    check_counts(batch, runs)
+    runs = checked_runs(runs)
+    batch, shape = _batch_and_shape(batch, shape)
     several = models if isinstance(models, list | tuple) else (models,)
     if not several:
         raise UsageError("no model to measure", hint="give a model, or a list of them")
@@ -54,9 +57,25 @@ def benchmark(
         models=tuple(results),
         provider=sessions[0].provider,
         threads=threads,
-        batch=batch if shape is None else shape[0],
+        batch=batch,
         ratio=_ratio(*results) if len(results) == 2 else {},
     )
+
+
+def _batch_and_shape(
+    batch: int | None, shape: str | Sequence[int] | None
+) -> tuple[int, tuple[int, ...] | None]:
+    """Samples in a run, and the shape where one is given; UsageError where these contradict each other."""
+    stated = None if batch is None else whole("batch", batch, 1)
+    if shape is None:
+        return stated or 1, None
+    sizes = parse_shape(shape)
+    if stated not in (None, sizes[0]):
+        raise UsageError(
+            f"--batch {stated} contradicts --shape {'x'.join(map(str, sizes))}, which starts with the batch",
+            hint=f"leave out --batch, or write --shape {'x'.join(map(str, (stated, *sizes[1:])))}",
+        )
+    return sizes[0], sizes
 
 
 def _result(
@@ -78,7 +97,7 @@ def _result(
     return ModelBenchmark(
         model=model_files(item),
         latency=latency,
-        throughput=(batch if shape is None else shape[0]) * 1e3 / latency.mean_ms,
+        throughput=batch * 1e3 / latency.mean_ms,
         memory_bytes=memory,
         bytes=file_bytes(item),
     )

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.config import at_least
 from onnxprune.errors import UsageError
 from onnxprune.io.limits import memory_limit
 from onnxprune.io.load import ModelSource
@@ -18,6 +17,7 @@ from onnxprune.profile.session import Session, open_session
 from onnxprune.profile.spec import TensorSpec
 from onnxprune.progress import Progress, SilentProgress
 from onnxprune.report.schema import Latency
+from onnxprune.values import whole
 
 _WARM_UP_RUNS = 5
 _WARM_UP_SECONDS = 0.2
@@ -46,7 +46,7 @@ def measure_latency(
     than the batch free. On a GPU, times include the copies to and from the device.
     UsageError where the model's own batch size is another one, or a size is not known.
     """
-    check_counts(batch, runs)
+    batch, runs = whole("batch", batch, 1), checked_runs(runs)
     sessions = [open_session(model, provider=provider, threads=threads, exact=False) for model in models]
     return time_sessions(sessions, batch=batch, runs=runs, shape=shape, progress=progress)
 
@@ -74,12 +74,12 @@ def time_sessions(
     return tuple(_summary(row) for row in seconds)
 
 
-def check_counts(batch: int, runs: int) -> None:
-    """Raise UsageError where a batch or a number of runs makes no sense."""
-    at_least("batch", batch, 1)
-    at_least("runs", runs, 1)
-    if runs > MAX_RUNS:
-        raise UsageError(f"--runs {runs} is more than {MAX_RUNS:,}", hint="some hundreds tell models apart")
+def checked_runs(runs: object) -> int:
+    """A number of runs; UsageError where it makes no sense."""
+    count = whole("runs", runs, 1)
+    if count > MAX_RUNS:
+        raise UsageError(f"--runs {count} is more than {MAX_RUNS:,}", hint="some hundreds tell models apart")
+    return count
 
 
 def random_inputs(

@@ -27,6 +27,7 @@ from onnxprune.report.schema import (
     GroupChange,
     SkippedGroup,
 )
+from onnxprune.select.rankings import LASSO_METHODS, PRICED_METHODS
 
 
 def compression_report(
@@ -68,10 +69,8 @@ def compression_report(
             fidelity=fidelity,
         ),
         method={
-            "name": config.method,
+            **_selection(config, depth_weight),
             "plan": None if config.plan is None else str(config.plan),
-            "data_term": config.data_term,
-            "depth_weight": depth_weight,
             "recover": config.recover,
             "budgets": [str(budget) for budget in config.budgets],
             "max_drop": config.max_drop,
@@ -104,6 +103,16 @@ def compression_report(
         ),
         classes=classes,
     )
+
+
+def _selection(config: CompressConfig, depth_weight: float | None) -> dict[str, str | float | None]:
+    """How channels were chosen; None for what had no part in it, such as all where a saved plan decided."""
+    method = None if config.plan is not None else config.method
+    return {
+        "name": method,
+        "data_term": config.data_term if method in LASSO_METHODS else None,
+        "depth_weight": depth_weight if method in PRICED_METHODS else None,
+    }
 
 
 def _group_ratio(config: CompressConfig) -> float | None:

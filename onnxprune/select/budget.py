@@ -55,7 +55,10 @@ class Budget:
     def __post_init__(self) -> None:
         """Refuse what no budget can mean."""
         if (self.relative is None) == (self.absolute is None):
-            raise UsageError(f"a {self.kind} budget is either relative or absolute")
+            raise UsageError(
+                f"a {self.kind} budget is either relative or absolute",
+                hint=f"give one of the two, or use parse_budget({self.kind!r}, '50%')",
+            )
         if self.relative is not None and not 0.0 < self.relative <= 1.0:
             raise UsageError(
                 f"a {self.kind} budget of {self.relative:.6g} times the original is not between 0 and 1",
@@ -83,12 +86,16 @@ class Budget:
         return f"{self.kind} {self.absolute:.10g}{unit}"
 
 
-def parse_budget(kind: BudgetKind, text: str | float) -> Budget:
-    """A budget from what a user writes: ``50%``, ``0.5``, ``12M``, ``1.5G``, ``5MB``, ``4ms``.
+def parse_budget(kind: BudgetKind, text: str | float | Budget) -> Budget:
+    """A budget from what a user writes: ``50%``, ``0.5``, ``12M``, ``1.5G``, ``5MB``, ``4ms``; or one itself.
 
     Bare numbers, numpy's among them, up to 1 are shares of the original. Counts take K, M, G (powers of
     ten), sizes also KB, MB, GB and KiB, MiB, GiB, latencies need us, ms or s. UsageError for all else.
     """
+    if isinstance(text, Budget):
+        if text.kind != kind:
+            raise UsageError(f"--{kind} takes no budget of another kind, such as {text}", hint=_hint(kind))
+        return text
     if isinstance(text, bool) or not isinstance(text, str | Real):
         raise UsageError(f"--{kind} takes a share or an amount, not {text!r}", hint=_hint(kind))
     text = str(text)

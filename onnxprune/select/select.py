@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.errors import UsageError
+from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph.plan import Plan
 from onnxprune.graph.structure import Group, IntArray, PruningGraph, removed_branches
 from onnxprune.graph.weights import FloatArray
@@ -39,15 +40,43 @@ def chosen_groups(graph: PruningGraph, keep: Sequence[str] = (), only: Sequence[
     names = [node.name for node in graph.model.graph.node]
     for glob in (*keep, *only):
         if not fnmatch.filter(names, glob):
-            raise UsageError(
-                f"no node is named like {glob!r}", hint="onnxprune inspect MODEL.onnx lists them"
-            )
+            raise UsageError(f"no node is named like {glob!r}", hint=_naming(glob, names))
     return [
         group
         for group in graph.groups
         if not _matches((*group.nodes, *group.producers, *group.consumers), keep)
         and (not only or _matches(group.producers, only))
     ]
+
+
+def _naming(glob: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(glob, names, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return "a glob matches whole names: *stem* finds all with stem in them; inspect lists those of layers"
+
+
+def prunable_groups(graph: PruningGraph, keep: Sequence[str] = (), only: Sequence[str] = ()) -> list[Group]:
+    """The groups that ``keep`` and ``only`` leave to choose from, at least one.
+
+    Raises ModelError where the model has none, UsageError where ``keep`` and ``only`` leave none.
+    """
+    groups = chosen_groups(graph, keep, only)
+    if groups:
+        return groups
+    if graph.groups:
+        given = [name for name, globs in (("--keep", keep), ("--only", only)) if globs]
+        raise UsageError(
+            f"{' and '.join(given)} leave{'s' if len(given) == 1 else ''} nothing to prune "
+            f"of the {len(graph.groups)} groups of channels in the model",
+            hint="--only names layers that make channels, --keep all nodes that they pass; "
+            "onnxprune inspect MODEL.onnx lists the groups",
+        )
+    reason = f": {graph.skipped[0].reason}" if graph.skipped else ""
+    raise ModelError(
+        f"nothing in the model can be pruned{reason}",
+        hint="onnxprune inspect MODEL.onnx says why, group by group",
+    )
 
 
 def require_choices(

@@ -105,6 +105,12 @@ def test_an_interrupt_ends_with_130(pipeline: ModuleType, capsys: pytest.Capture
         (["compress", "a.onnx", "--data", "synthetic", "--macs", "50"], "would be 50 in all"),
         (["compress", "a.onnx", "--data", "synthetic", "--macs", "x"], "neither a share nor an amount"),
         (["compress", "a.onnx", "--data", "synthetic", "--macs", "50%", "--method", "l3"], "l3"),
+        (
+            ["compress", "a.onnx", "--plan", "p", "--depth-weight", "2"],
+            "--depth-weight is of no use with --plan",
+        ),
+        (["compress", "a.onnx", "--plan", "p", "--method", "stlp-ib"], "--method is of no use with --plan"),
+        (["benchmark", "a.onnx", "--shape", "1x8x8", "--batch", "8"], "--batch 8 contradicts --shape 1x8x8"),
         (["compress", "a.onnx", "--data", "synthetic", "--macs", "50%", "--layout", "nc"], "--layout"),
         (["compress", "a.onnx", "--data", "x", "--macs", "50%", "--json", "/no/such/dir/f"], "--json"),
         (["compress", "a.onnx", "--data", "x", "--macs", "50%", "-o", "/no/such/dir/f"], "-o"),
@@ -199,7 +205,7 @@ def test_evaluate_and_benchmark_pass_their_options_on(
     assert run(["benchmark", "a.onnx", "b.onnx", "--shape", "1x3x8x8", "--runs", "7"]) == 0
     assert seen == [
         ("a.onnx", "d", 1, ":5", "b.onnx"),
-        (["a.onnx", "b.onnx"], {"batch": 1, "runs": 7, "shape": (1, 3, 8, 8)}),
+        (["a.onnx", "b.onnx"], {"batch": None, "runs": 7, "shape": (1, 3, 8, 8)}),
     ]
 
 

@@ -146,3 +146,36 @@ def test_what_the_data_prints_stays_out_of_the_json(here: Path, capsys: pytest.C
     printed = capsys.readouterr()
     assert json.loads(printed.out)["schema"] == 1
     assert "on import" in printed.err and "in the call" in printed.err
+
+
+def test_a_plan_does_without_data_wherever_it_is_named(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["compress", "digits.onnx", *COMMON, "--dry-run", "--save-plan", "p.json", "--quiet"]) == 0
+    (here / "c.toml").write_text('plan = "p.json"\nrecover = "none"\n')
+    assert run(["compress", "digits.onnx", "--config", "c.toml", "-o", "small.onnx", "--quiet"]) == 0
+    assert (here / "small.onnx").exists()
+    assert run(["analyze", "digits.onnx", "--config", "c.toml"]) == 2
+    assert "no data is given" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [("compress", *COMMON), ("analyze", *COMMON[:-4])])
+@pytest.mark.parametrize(
+    ("globs", "says"),
+    [
+        (("--keep", "*"), "--keep leaves nothing to prune"),
+        (("--only", "*Relu*"), "--only leaves nothing to prune"),
+        (("--keep", "*", "--only", "*"), "--keep and --only leave nothing to prune"),
+    ],
+)
+def test_options_that_leave_nothing_to_prune_are_named(
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: tuple[str, ...],
+    globs: tuple[str, ...],
+    says: str,
+) -> None:
+    arguments = [item for item in command if item not in ("--method", "l1")]
+    assert run([arguments[0], "digits.onnx", *arguments[1:], *globs]) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert says in error and hint.startswith("hint: ")
