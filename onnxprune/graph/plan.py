@@ -197,7 +197,7 @@ def _parse(text: str) -> dict[str, Any]:
     _field(document, "model_sha256", str, "the plan")
     for entry in _field(document, "groups", list, "the plan"):
         if not isinstance(entry, dict):
-            raise PlanError(f"the plan has a group that is not an object: {str(entry)[:60]}")
+            raise PlanError(f"the plan has a group that is not an object: {str(entry)[:60]}", hint=_SEE)
     return document
 
 
@@ -206,7 +206,7 @@ def _field(entry: dict[str, Any], name: str, kind: type, what: str) -> Any:
         raise PlanError(f'{what} has no "{name}"', hint=_SEE)
     value = entry[name]
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise PlanError(f'"{name}" of {what} is {str(value)[:60]!r}, not of type {kind.__name__}')
+        raise PlanError(f'"{name}" of {what} is {str(value)[:60]!r}, not of type {kind.__name__}', hint=_SEE)
     return value
 
 
@@ -222,11 +222,17 @@ def _group_mask(entry: dict[str, Any], group: Group) -> BoolArray:
     mask = np.zeros(size, np.bool_)
     for position in _field(entry, "keep", list, what):
         if not isinstance(position, int) or isinstance(position, bool):
-            raise PlanError(f'"keep" of {what} has {position!r}, which is not a position')
+            raise PlanError(
+                f'"keep" of {what} has {str(position)[:60]!r}, which is not a position',
+                hint=f"list whole numbers from 0 to {size - 1}",
+            )
         if not 0 <= position < size:
-            raise PlanError(f'"keep" of {what} has position {position}; it has the positions 0 to {size - 1}')
+            raise PlanError(
+                f'"keep" of {what} has position {position}; it has the positions 0 to {size - 1}',
+                hint="list the positions of the channels that stay, counted from 0",
+            )
         if mask[position]:
-            raise PlanError(f'"keep" of {what} has position {position} twice')
+            raise PlanError(f'"keep" of {what} has position {position} twice', hint="keep one of the two")
         mask[position] = True
     return mask
 

@@ -169,7 +169,10 @@ def _check_shapes(result: onnx.ModelProto, kept: Kept) -> None:
     try:
         inferred = onnx.shape_inference.infer_shapes(skeleton(result), data_prop=True)
     except onnx.shape_inference.InferenceError as error:
-        raise RewriteError(f"the rewritten model's shapes conflict: {shorten(error)}") from error
+        raise RewriteError(
+            f"the rewritten model's shapes conflict: {shorten(error)}",
+            hint="please report the model's structure",
+        ) from error
     for value in inferred.graph.value_info:
         if not kept.known(value.name) or not value.type.tensor_type.HasField("shape"):
             continue

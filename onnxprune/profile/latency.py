@@ -91,7 +91,10 @@ def random_inputs(
     are larger than the memory.
     """
     if shape is not None and len(specs) != 1:
-        raise UsageError(f"--shape is for models with one input; this one has {len(specs)}")
+        raise UsageError(
+            f"--shape is for models with one input; this one has {len(specs)}",
+            hint="leave out --shape, and export the model with fixed sizes where it leaves any free",
+        )
     random = np.random.default_rng(0)
     arrays: dict[str, Array] = {}
     for spec in specs:

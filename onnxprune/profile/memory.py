@@ -45,10 +45,17 @@ def peak_memory(
             env=_environment(),
         )
     except subprocess.TimeoutExpired:
-        raise ModelError(f"measuring the memory of {path} took over {_TIMEOUT_S} s") from None
+        raise ModelError(
+            f"measuring the memory of {path} took over {_TIMEOUT_S} s",
+            hint="measure a smaller batch or shape, or give more --threads",
+        ) from None
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        raise ModelError(f"measuring the memory of {path} failed: {lines[-1] if lines else done.returncode}")
+        reason = lines[-1] if lines else f"the process ended with status {done.returncode}"
+        raise ModelError(
+            f"measuring the memory of {path} failed: {reason}",
+            hint="a smaller batch or shape may fit into memory; --provider cpu needs no GPU",
+        )
     value = json.loads(done.stdout)
     return None if value is None else int(value)
 

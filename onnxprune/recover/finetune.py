@@ -84,13 +84,19 @@ class FinetuneSettings:
         for name in ("epochs", "time_limit_s", "batch_size", "clip", "temperature", "checks", "patience"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise UsageError(f"fine-tuning needs {name.replace('_', ' ')} above 0, not {value}")
+                raise UsageError(
+                    f"fine-tuning needs {name.replace('_', ' ')} above 0, not {value}",
+                    hint=f"leave out {name} to take the default",
+                )
         if self.lr != "auto" and not (isinstance(self.lr, int | float) and 0.0 < self.lr < 10.0):
             raise UsageError(
                 f"--lr {self.lr!r} is no learning rate", hint="give a number such as 0.001, or auto"
             )
         if not 0.0 <= self.ema < 1.0:
-            raise UsageError(f"the decay of the average must be in 0 .. 1, not {self.ema}")
+            raise UsageError(
+                f"the decay of the average must be at least 0 and below 1, not {self.ema}",
+                hint="0 averages nothing; leave out ema to take the default",
+            )
 
 
 DEFAULT_EPOCHS = 10.0
