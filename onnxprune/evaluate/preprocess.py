@@ -197,7 +197,8 @@ def _parts(value: object, number: Callable[[Any], _Number], separators: str) -> 
     if isinstance(value, str):
         parts: Sequence[object] = value.translate(dict.fromkeys(map(ord, separators), " ")).split()
     else:
-        parts = value if isinstance(value, Sequence) else [value]
+        listed = value.tolist() if hasattr(value, "tolist") else value  # arrays of any library
+        parts = listed if isinstance(listed, Sequence) else [listed]
     try:
         return () if any(isinstance(part, bool) for part in parts) else tuple(map(number, parts))
     except (TypeError, ValueError):

@@ -260,3 +260,8 @@ def test_shapes_as_users_read_them() -> None:
     assert describe_shape((None, 3, None, 8)) == "N x 3 x ? x 8"
     assert describe_shape((2,)) == "2"
     assert describe_shape(()) == "a scalar"
+
+
+def test_numbers_may_come_in_arrays() -> None:
+    given = Preprocess(mean=np.array([0.5, 0.25]), std=np.float32(2.0), crop=np.array([8, 6]))
+    assert given == Preprocess(mean=(0.5, 0.25), std=(2.0,), crop=(8, 6))
