@@ -10,9 +10,9 @@ import click
 from onnxprune.io.text import save_text
 
 from .compress import DATA, NODES
+from .files import check_outputs
 from .options import CONFIG, PREPROCESSING, REPORTING, RUNTIME, collect_config, command, option
 from .output import Output
-from .outputs import check_outputs
 
 
 @command("analyze")

@@ -8,9 +8,9 @@ import click
 
 from onnxprune.values import parse_shape
 
+from .files import check_outputs
 from .options import REPORTING, RUNTIME, command, option
 from .output import Output
-from .outputs import check_outputs
 
 
 @command("benchmark")

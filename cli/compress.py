@@ -10,6 +10,7 @@ import click
 from onnxprune.config import DATA_TERMS, MAX_GROUP_RATIO, METHODS, RECOVERIES
 from onnxprune.io.text import save_text
 
+from .files import check_model_output, check_outputs
 from .options import (
     CONFIG,
     DATA_HELP,
@@ -24,7 +25,6 @@ from .options import (
     option,
 )
 from .output import Output
-from .outputs import check_model_output, check_outputs
 
 BUDGETS = grouped(
     option("Budgets", "--macs", metavar="B", help="At most these multiply-accumulates: 50%, 0.5, 12M."),

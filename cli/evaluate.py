@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from .files import check_outputs
 from .options import (
     CONFIG,
     DATA_HELP,
@@ -18,7 +19,6 @@ from .options import (
     option,
 )
 from .output import Output
-from .outputs import check_outputs
 
 
 @command("evaluate")

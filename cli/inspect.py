@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
+from .files import check_outputs
 from .options import REPORTING, command
 from .output import Output
-from .outputs import check_outputs
 
 
 @command("inspect")

@@ -251,5 +251,5 @@ def _require_statistics(groups: Sequence[Group], statistics: object, method: str
     if method in STATISTICS_METHODS and readers and not found:
         raise UsageError(
             f"{method} needs statistics of the layers, and these are {shown(statistics)}",
-            hint="give what collect_statistics returns for this graph, or take a method without data, as l1",
+            hint="give what gather_statistics returns for this graph, or take a method without data, as l1",
         )
