@@ -172,6 +172,18 @@ def test_concatenated_branches() -> None:
     assert graph.unit_count == 12
 
 
+@pytest.mark.parametrize("axis", (1, 2))
+def test_constants_joined_to_what_has_no_channels_are_no_channels(axis: int) -> None:
+    """As a class token in front of normalised ones: layers behind it are pruned all the same."""
+    b = Builder()
+    token = b.constant(np.ones((1, 1, 8) if axis == 1 else (1, 4, 1), np.float32))
+    x = b.node("Concat", [token, b.input((1, 4, 8))], axis=axis)
+    joined = b.shaped(x, *((1, 5, 8) if axis == 1 else (1, 4, 9)))
+    hidden = b.relu(b.matmul(joined, 16))
+    graph = check(b.model(b.matmul(hidden, 3)))
+    assert graph.unit_count == 16
+
+
 @pytest.mark.parametrize("infer", (True, False))
 def test_channel_shuffle(infer: bool) -> None:
     b = Builder()
