@@ -16,6 +16,7 @@ import onnxprune
 from onnxprune.config import CompressConfig
 from onnxprune.errors import DataError, ModelError, UsageError
 from onnxprune_cli.main import run
+from tests.model_builder import Builder
 
 SAMPLE = Path(__file__).resolve().parent.parent / "samples" / "quickstart"
 MODEL, DATA = SAMPLE / "digits.onnx", SAMPLE / "digits.npz"
@@ -334,3 +335,12 @@ def test_classes_that_calibration_leaves_nothing_of_are_counted() -> None:
     kept = np.concatenate([np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)[:2]])
     report = compress((images[kept], labels[kept]), calibration=4).report
     assert any("leaves samples of 1 of 2 classes to judge by" in warning for warning in report.warnings)
+
+
+def test_scores_at_several_positions_are_said_to_be_classes() -> None:
+    b = Builder()
+    hidden = b.relu(b.conv(b.input((1, 1, 8, 8), dynamic=True), 6, 3))
+    model = b.model(b.conv(hidden, 5, 3))
+    report = onnxprune.compress(model, data=arrays()[0], **OPTIONS).report
+    assert any("each of the 5 x 8 x 8 scores of output" in warning for warning in report.warnings)
+    assert not any("each of the" in warning for warning in compress(arrays()).report.warnings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Any, Final
@@ -299,6 +300,17 @@ def as_session(model: Runnable, *, provider: str = "auto", threads: int | None =
     if isinstance(model, Session):
         return model
     return open_session(model, provider=provider, threads=threads)
+
+
+def positions_warning(session: Session, dataset: Dataset) -> tuple[str, ...]:
+    """A warning where the class scores have several axes beside the batch's, and are flattened."""
+    name = scores_output(session)
+    shape = session.run_batched(dataset.arrays([0]).inputs)[name].shape[1:]
+    if sum(size > 1 for size in shape) < 2:
+        return ()
+    sizes = " x ".join(map(str, shape))
+    classes = math.prod(shape)
+    return (f"each of the {sizes} scores of output '{name}' is taken as a class: {classes:,} in all",)
 
 
 def _scores(session: Session, inputs: npt.NDArray[Any], name: str) -> FloatArray:

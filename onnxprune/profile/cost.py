@@ -36,6 +36,7 @@ _FLOATS = frozenset(
     }
 )  # fmt: skip
 _CONTRACTIONS = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")
+_UNCOUNTED = ("Attention", "GRU", "LSTM", "RNN")
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,16 @@ def count(model: onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | No
     return Cost(_count_macs(model, input_shapes), _count_params(model))
 
 
-def uncounted_bodies(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Names of the If, Loop and Scan nodes whose bodies hold contractions, which `count` leaves out."""
+def uncounted(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Nodes with multiply-accumulates that `count` leaves out, by op and name.
+
+    If, Loop and Scan whose bodies hold contractions, recurrent layers, and the standard Attention.
+    """
     return tuple(
-        node.name or node.output[0]
+        f"{node.op_type} '{node.name or node.output[0]}'"
         for node in model.graph.node
-        if any(
+        if (node.op_type in _UNCOUNTED and node.domain in ("", "ai.onnx"))
+        or any(
             contraction(inner) in _CONTRACTIONS
             for body in subgraphs(node)
             for graph in all_graphs(body)

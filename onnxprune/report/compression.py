@@ -18,7 +18,7 @@ from onnxprune.recover.closed_form import LayerFit
 from onnxprune.recover.finetune import Finetuned
 from onnxprune.report.channels import odd_channels_warning
 from onnxprune.report.evaluation import metric_values, model_files, not_finite_warning
-from onnxprune.report.inspection import bodies_warning
+from onnxprune.report.inspection import uncounted_warning
 from onnxprune.report.schema import (
     ClassStructure,
     CompressionReport,
@@ -95,7 +95,7 @@ def compression_report(
         timings_s={name: round(seconds, 3) for name, seconds in timings.items()},
         warnings=(
             *data.warnings,
-            *bodies_warning(graph),
+            *uncounted_warning(graph),
             *_score_warnings(evaluation),
             *_fit_warnings(fits),
             *_tuning_warnings(tuning),

@@ -12,7 +12,7 @@ from onnxprune.graph.analysis import analyze_graph
 from onnxprune.graph.plan import keep_all
 from onnxprune.graph.structure import FIXED, IntArray, PruningGraph
 from onnxprune.io.load import LoadedModel, ModelSource, load
-from onnxprune.profile.cost import CostModel, count, uncounted_bodies
+from onnxprune.profile.cost import CostModel, count, uncounted
 from onnxprune.report.evaluation import model_files
 from onnxprune.report.schema import (
     Coverage,
@@ -54,17 +54,17 @@ def inspect(
             for group in graph.groups
         ),
         skipped=tuple(SkippedGroup(item.name, item.reason, item.channels) for item in graph.skipped),
-        warnings=bodies_warning(graph),
+        warnings=uncounted_warning(graph),
     )
 
 
-def bodies_warning(graph: PruningGraph) -> tuple[str, ...]:
-    """A warning where bodies of If, Loop or Scan cost multiply-accumulates that no count includes."""
-    names = uncounted_bodies(graph.model)
+def uncounted_warning(graph: PruningGraph) -> tuple[str, ...]:
+    """A warning where nodes cost multiply-accumulates that no count includes."""
+    names = uncounted(graph.model)
     if not names:
         return ()
     listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return (f"the multiply-accumulates in the bodies of {listed} are not counted",)
+    return (f"the multiply-accumulates of {listed} are not counted",)
 
 
 def file_bytes(loaded: LoadedModel) -> int:

@@ -13,7 +13,7 @@ from onnxprune.graph.check import verify
 from onnxprune.graph.plan import keep_all
 from onnxprune.graph.rewrite import rewrite
 from onnxprune.io.save import save
-from onnxprune.profile.cost import Cost, CostModel, count, uncounted_bodies
+from onnxprune.profile.cost import Cost, CostModel, count, uncounted
 from tests.model_builder import Builder
 from tests.strategies import random_plan
 
@@ -229,4 +229,12 @@ def test_bodies_that_are_not_counted_are_named() -> None:
         onnx.helper.make_node("If", ["flag"], ["y"], name="choice", then_branch=then, else_branch=other)
     )
     b.inputs.append(onnx.helper.make_tensor_value_info("flag", onnx.TensorProto.BOOL, []))
-    assert uncounted_bodies(b.model("y")) == ("choice",)
+    assert uncounted(b.model("y")) == ("If 'choice'",)
+
+
+def test_recurrent_layers_are_not_passed_over_in_silence() -> None:
+    b = Builder()
+    x = b.input((5, 1, 3))
+    y = b.node("LSTM", [x, b.weight(1, 16, 3), b.weight(1, 16, 4)], hidden_size=4)
+    model = b.model(b.relu(b.shaped(y, 5, 1, 1, 4)))
+    assert uncounted(model) == (f"LSTM '{model.graph.node[0].name or model.graph.node[0].output[0]}'",)
