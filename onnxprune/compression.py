@@ -34,7 +34,7 @@ from onnxprune.profile.statistics import collect_statistics
 from onnxprune.progress import Progress
 from onnxprune.recover.closed_form import recover
 from onnxprune.recover.executor.weights import trainable_weights
-from onnxprune.recover.finetune import FinetuneSettings, finetune
+from onnxprune.recover.finetune import FinetuneSettings, check_trainable, finetune
 from onnxprune.recover.training.distill import residual_joins
 from onnxprune.recover.training.processes import is_main_process, join_processes
 from onnxprune.report.schema import ClassStructure
@@ -81,6 +81,9 @@ class Run:
 
         With several processes, the first one decides and judges, since clocks and rounding differ.
         """
+        config = self.config
+        if config.recover == "finetune" and not self._only_plans:  # before minutes of work
+            check_trainable(self.graph.model, config.provider, config.threads)
         chosen = self._finish(self._shared_start() if self.config.recover == "finetune" else self._start())
         if not self._decides:
             return chosen

@@ -139,6 +139,12 @@ class Finetuned:
     reason: str = ""
 
 
+def check_trainable(model: onnx.ModelProto, provider: str, threads: int | None) -> None:
+    """Raise NoGradientError where the executor lacks an op on the way to the scores of ``model``."""
+    scores = scores_output(open_session(model, provider=provider, threads=threads))
+    Executor(model, trainable=(), outputs=[scores])
+
+
 def finetune(
     original: onnx.ModelProto,
     pruned: onnx.ModelProto,

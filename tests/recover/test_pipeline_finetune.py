@@ -11,9 +11,10 @@ import pytest
 
 from onnxprune import compression, pipeline
 from onnxprune.config import CompressConfig
-from onnxprune.errors import UsageError
+from onnxprune.errors import NoGradientError, UsageError
 from onnxprune.recover.closed_form import Recovery
 from onnxprune.report.html import report_html
+from tests.model_builder import Builder
 from tests.recover.test_finetune import colours, net
 
 OPTIONS = {"macs": 0.4, "calibration": 32, "provider": "cpu", "threads": 1}
@@ -107,3 +108,19 @@ def test_training_never_sees_what_judges() -> None:
     without, given = seen
     assert len(without) == 32
     assert len(given) == 160
+
+
+def test_what_has_no_gradients_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: object, **options: object) -> None:
+        raise AssertionError("statistics were gathered")
+
+    monkeypatch.setattr("onnxprune.compression.collect_statistics", fail)
+    b = Builder()
+    x = b.relu(b.conv(b.input((1, 2, 6, 6), dynamic=True), 8, 3))
+    sequence = b.transpose(b.reshape(x, 0, 8, 36), 2, 0, 1)
+    weights = [b.weight(1, 16, 8), b.weight(1, 16, 4)]
+    y = b.shaped(b.node("LSTM", [sequence, *weights], hidden_size=4), 36, 1, 1, 4)
+    model = b.model(b.gemm(b.flatten(b.transpose(y, 2, 0, 1, 3)), 3))
+    inputs = np.random.default_rng(0).standard_normal((24, 2, 6, 6)).astype(np.float32)
+    with pytest.raises(NoGradientError, match="no gradients through LSTM"):
+        pipeline.compress(model, data=inputs, macs="80%", recover="finetune", epochs=1)
