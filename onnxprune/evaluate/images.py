@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
@@ -16,6 +17,8 @@ from PIL import Image, UnidentifiedImageError
 from onnxprune.errors import DataError
 
 _MOST_THREADS = 8
+_OPENING = Lock()
+"""Headers are read one at a time: filters of warnings are those of the whole process."""
 
 Result = TypeVar("Result")
 
@@ -33,11 +36,11 @@ class EncodedImage:
         Raises a DataError naming it where it is none, broken, absurdly large, or of 32-bit pixels.
         """
         try:
-            with warnings.catch_warnings():
+            with _OPENING, warnings.catch_warnings():
                 # Pillow warns on stderr at half the size at which it refuses.
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 opened = Image.open(io.BytesIO(self.data) if isinstance(self.data, bytes) else self.data)
-                opened.load()
+            opened.load()
         except FileNotFoundError as error:
             raise DataError(
                 f"no such image: {self.name}", hint="the file is gone, or a link that leads nowhere"

@@ -1,6 +1,7 @@
 """Images are decoded in threads, and nobody can tell but by the clock."""
 
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -68,3 +69,24 @@ def test_no_more_images_than_threads_are_held(threads: int) -> None:
     images = [EncodedImage(b"", str(number)) for number in range(4 * threads)]
     assert in_threads(work, images, threads) == [image.name for image in images]
     assert most == threads
+
+
+def test_filters_of_warnings_are_as_before(photos: Path) -> None:
+    """They belong to the process, and each thread changes them for a moment."""
+    before = list(warnings.filters)
+    data = load_dataset(photos, SPEC, preprocess=Preprocess(crop=8, scale=1.0), threads=8)
+    for _ in range(20):
+        data.arrays()
+    assert warnings.filters == before
+
+
+def test_large_images_are_read_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    for number in range(4):
+        Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / f"{number}.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert (
+        load_dataset(tmp_path, SPEC, preprocess=Preprocess(crop=8), threads=4).arrays().inputs.shape[0] == 4
+    )
+    assert not recwarn.list
