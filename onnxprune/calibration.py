@@ -87,7 +87,6 @@ def open_calibration(model: onnx.ModelProto, config: CompressConfig, progress: P
     labels = samples.labels
     if data.labels is not None:
         check_labels(data.labels, scores.shape[1])
-        warnings += data.named_otherwise(scores.shape[1])
     if labels is None:
         labels = scores.argmax(1).astype(np.int64)
         warnings.append("the data has no labels: the original model's own predictions stand in")
@@ -95,6 +94,8 @@ def open_calibration(model: onnx.ModelProto, config: CompressConfig, progress: P
     evaluation, training = _evaluation(config, data, data.preprocess or recorded, chosen, session, warnings)
     if evaluation is not None and evaluation.labels is not None:
         check_labels(evaluation.labels, scores.shape[1])
+    numbering = max(data, evaluation or data, key=lambda given: len(given.class_names))
+    warnings += numbering.named_otherwise(scores.shape[1])
     return Calibration(
         samples, scores, classes, names, training, evaluation,
         session.batch, session.provider, tuple(warnings),
@@ -145,7 +146,7 @@ def _evaluation(
             source, session.input, preprocess=config.preprocess, recorded=known, split=config.eval_split,
             option="--eval-split", seed=config.seed, threads=config.threads,
         )  # fmt: skip
-        judging = _numbered_alike(judging, data)
+        judging, data = _numbered_alike(judging, data)
         said = {*data.warnings, *(judging.numbering if data.class_names else ())}
         warnings += [f"evaluation data: {text}" for text in judging.warnings if text not in said]
         if judging.labels is None and data.labels is not None:
@@ -183,23 +184,31 @@ def _same_source(config: CompressConfig) -> bool:
     return same and parts[0].name == parts[1].name
 
 
-def _numbered_alike(judging: Dataset, data: Dataset) -> Dataset:
-    """``judging`` with its classes numbered as those of ``data``, where both name theirs.
+def _numbered_alike(judging: Dataset, data: Dataset) -> tuple[Dataset, Dataset]:
+    """Both with their classes numbered alike, where both name theirs: as the one that names more of them.
 
-    Names number classes by their order, so a class less shifts the others. DataError for names that
-    ``data`` does not have.
+    Names number classes by their order, so a class less shifts the others. DataError where each names
+    classes that the other lacks.
     """
-    known, names = data.class_names, judging.class_names
-    if judging.labels is None or not known or not names or known == names:
-        return judging
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise DataError(
-            f"the evaluation data has a class '{unknown[0]}'{more} that the calibration data lacks",
-            hint="their names number the classes: give both the same, or name classes by their numbers",
-        )
-    return judging.with_labels(np.array([known.index(name) for name in names])[judging.labels])
+    names, known = judging.class_names, data.class_names
+    if not names or not known or names == known:
+        return judging, data
+    if set(names) <= set(known):
+        return _renumbered(judging, known), data
+    if set(known) <= set(names):
+        return judging, _renumbered(data, names)
+    raise DataError(
+        f"the evaluation data has a class '{min(set(names) - set(known))}' that the calibration data lacks, "
+        f"which has '{min(set(known) - set(names))}'",
+        hint="their names number the classes: name them alike, or by their numbers",
+    )
+
+
+def _renumbered(dataset: Dataset, names: tuple[str, ...]) -> Dataset:
+    """The data set with its classes numbered by their places among ``names``."""
+    if dataset.labels is None:
+        return dataset
+    return dataset.with_labels(np.array([names.index(name) for name in dataset.class_names])[dataset.labels])
 
 
 def labelled(evaluation: Dataset, session: Session, progress: Progress) -> Dataset:
