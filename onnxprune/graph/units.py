@@ -66,12 +66,12 @@ def pin_whole_axes(atoms: Atoms, labels: Mapping[str, Labels], weights: Weights)
     for name, value in labels.items():
         core = _free_roots(value.core, roots, free)
         if core.size == 1 and core.max() >= 0:
-            atoms.pin(core, f"nothing of '{name}' would be left")
+            atoms.pin(core, f"the channels of '{name}' can only go all at once, and none would be left")
     for name, axes in weights.items():
         for ids in axes.values():
             mapped = _free_roots(ids, roots, free)
             if mapped.size and mapped.min() == mapped.max() >= 0:
-                atoms.pin(mapped, f"nothing of '{name}' would be left")
+                atoms.pin(mapped, f"the channels of '{name}' can only go all at once, and none would be left")
 
 
 def number_units(atoms: Atoms) -> Units:
