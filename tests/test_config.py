@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxprune.config import CompressConfig, merged_options, read_toml
+from onnxprune.config import PREPROCESSING, CompressConfig, merged_options, read_toml
 from onnxprune.errors import UsageError
 from onnxprune.evaluate.preprocess import Preprocess
 from onnxprune.select.budget import Budget
@@ -353,3 +353,7 @@ def test_fine_tuning_options_are_read_as_written() -> None:
 def test_fine_tuning_options_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         CompressConfig.from_options({"model": "m.onnx", **wrong})
+
+
+def test_the_preprocessing_options_are_the_fields_of_preprocess() -> None:
+    assert set(PREPROCESSING) == {item.name for item in fields(Preprocess)}

@@ -347,4 +347,6 @@ def test_scores_at_several_positions_are_said_to_be_classes() -> None:
     model = b.model(b.conv(hidden, 5, 3))
     report = onnxprune.compress(model, data=arrays()[0], **OPTIONS).report
     assert any("each of the 5 x 8 x 8 scores of output" in warning for warning in report.warnings)
+    evaluated = onnxprune.evaluate(model, data=arrays())
+    assert any("each of the 5 x 8 x 8 scores of output" in warning for warning in evaluated.warnings)
     assert not any("each of the" in warning for warning in compress(arrays()).report.warnings)

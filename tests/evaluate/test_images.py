@@ -1,4 +1,4 @@
-"""Images are decoded in threads, and nobody can tell but by the clock."""
+"""Images: decoded in threads, of any mode and size, or refused."""
 
 import threading
 import warnings
@@ -13,6 +13,8 @@ from onnxprune.evaluate.datasets import load_dataset
 from onnxprune.evaluate.images import EncodedImage, in_threads
 from onnxprune.evaluate.preprocess import Preprocess
 from onnxprune.profile.spec import TensorSpec
+from tests.evaluate.models import as_inputs, pixels, save_png
+from tests.evaluate.test_datasets import IMAGES, refused
 
 SPEC = TensorSpec("x", np.dtype(np.float32), (None, 3, 8, 8))
 COUNT = 20
@@ -90,3 +92,43 @@ def test_large_images_are_read_without_a_word(
         load_dataset(tmp_path, SPEC, preprocess=Preprocess(crop=8), threads=4).arrays().inputs.shape[0] == 4
     )
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_images_of_32_bit_pixels_are_refused(tmp_path: Path, dtype: type) -> None:
+    Image.fromarray(IMAGES[0, ..., 0].astype(dtype)).save(tmp_path / "deep.tif")
+    text = refused(lambda: load_dataset(tmp_path, SPEC))
+    assert "deep.tif opens with 32-bit pixels" in text and "convert it" in text
+
+
+def test_images_of_16_bits_keep_their_upper_8(tmp_path: Path) -> None:
+    Image.fromarray(IMAGES[0, ..., 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    gray = TensorSpec("x", np.dtype(np.float32), (None, 1, 8, 8))
+    assert np.array_equal(load_dataset(tmp_path, gray).arrays().inputs, as_inputs(IMAGES[:1, ..., :1]))
+
+
+def test_images_that_are_decompression_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_png(IMAGES[0], tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert "too large to decode" in refused(lambda: load_dataset(tmp_path, SPEC))
+
+
+def test_photos_are_fitted_but_never_enlarged_unasked(tmp_path: Path) -> None:
+    tall = pixels(1, size=40)[0][:, :20]
+    save_png(tall, tmp_path / "large" / "a.png")
+    fitted = load_dataset(tmp_path / "large", SPEC).arrays().inputs
+    by_hand = Image.fromarray(tall).resize((8, 16), Image.Resampling.BILINEAR).crop((0, 4, 8, 12))
+    assert np.array_equal(fitted, as_inputs(np.asarray(by_hand)[None]))
+    save_png(tall[:5, :20], tmp_path / "small" / "a.png")
+    assert "smaller than the model's input" in refused(lambda: load_dataset(tmp_path / "small", SPEC))
+    enlarged = load_dataset(tmp_path / "small", SPEC, preprocess=Preprocess(resize=8)).arrays().inputs
+    assert enlarged.shape == (1, 3, 8, 8)
+
+
+def test_images_of_different_sizes_for_a_model_without_a_size(tmp_path: Path) -> None:
+    spec = TensorSpec("input", np.dtype(np.float32), (None, 3, None, None))
+    save_png(IMAGES[0], tmp_path / "a.png")
+    save_png(pixels(1, size=9)[0], tmp_path / "b.png")
+    dataset = load_dataset(tmp_path, spec)
+    assert "differ in size" in refused(lambda: dataset.arrays())
+    assert load_dataset(tmp_path, spec, preprocess=Preprocess(resize=8)).arrays().inputs.shape == (2, 3, 8, 8)
