@@ -24,6 +24,9 @@ _HALF = ("float16", "bfloat16")
 
 _BROADCASTING = ("Add", "Sub", "Mul", "Div")
 
+_STATED_MODE = 14
+"""The opset from which a BatchNormalization states whether it is in training mode."""
+
 _INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
 
 RANDOM = frozenset(
@@ -146,6 +149,7 @@ def _fold_once(model: onnx.ModelProto, shapes: Mapping[str, tuple[Dim, ...]]) ->
     overridable = {value.name for value in graph.input}
     tensors = {t.name: t for t in graph.initializer if t.name not in overridable}
     outputs = {value.name for value in graph.output}
+    readers = _readers(graph)
     opset = standard_opset(model)
     types = infer_types(model) if any(node.op_type == "CastLike" for node in graph.node) else {}
     arithmetic: dict[str, Sizes] = {}
@@ -164,7 +168,8 @@ def _fold_once(model: onnx.ModelProto, shapes: Mapping[str, tuple[Dim, ...]]) ->
         values = None
         standard = node.domain in ("", "ai.onnx") and (node.domain, node.op_type) not in local
         if standard and not any(name in outputs for name in node.output):
-            values = _node_values(_concrete_cast(node, tensors, types), opset, tensors, shapes)
+            wanted = [name for name in node.output if name and name in readers]
+            values = _node_values(_concrete_cast(node, tensors, types), wanted, opset, tensors, shapes)
             sizes = evaluate_sizes(node, shapes, read) if values is None else None
             if sizes is not None:
                 arithmetic[node.output[0]] = sizes
@@ -200,10 +205,12 @@ def _concrete_cast(
 
 def _node_values(
     node: onnx.NodeProto,
+    wanted: Sequence[str],
     opset: int,
     tensors: Mapping[str, onnx.TensorProto],
     shapes: Mapping[str, tuple[Dim, ...]],
 ) -> _Values | None:
+    """The ``wanted`` outputs of a node on constants; None where they aren't to be had."""
     if node.op_type == "Constant":
         return _constant(node)
     given = [name for name in node.input if name]
@@ -211,7 +218,25 @@ def _node_values(
         return None
     if not given and node.op_type != "ConstantOfShape":
         return None
-    return _evaluate(node, opset, [tensors[name] for name in given], shapes)
+    if node.op_type == "BatchNormalization" and opset < _STATED_MODE:
+        node, opset = _with_mode(node), _STATED_MODE
+    return _evaluate(node, wanted, opset, [tensors[name] for name in given], shapes)
+
+
+def _with_mode(node: onnx.NodeProto) -> onnx.NodeProto:
+    """The same BatchNormalization as of opset 14, its first output alone.
+
+    Before, several outputs are what says that it normalises by the statistics of its own input, and
+    onnx's evaluator mixes those with the given ones in either case.
+    """
+    result = onnx.NodeProto()
+    result.CopyFrom(node)
+    del result.output[1:]
+    del result.attribute[:]
+    # One with statistics for each position keeps `spatial`, which stops the evaluator.
+    result.attribute.extend(a for a in node.attribute if a.name != "spatial" or a.i != 1)
+    result.attribute.append(onnx.helper.make_attribute("training_mode", int(len(node.output) > 1)))
+    return result
 
 
 def _constant(node: onnx.NodeProto) -> _Values | None:
@@ -232,24 +257,24 @@ def _constant(node: onnx.NodeProto) -> _Values | None:
 
 def _evaluate(
     node: onnx.NodeProto,
+    wanted: Sequence[str],
     opset: int,
     inputs: Iterable[onnx.TensorProto],
     shapes: Mapping[str, tuple[Dim, ...]],
 ) -> _Values | None:
     feeds: dict[str, npt.NDArray[Any]] = {tensor.name: numpy_helper.to_array(tensor) for tensor in inputs}
     allowed = _LIMIT + 2 * sum(value.nbytes for value in feeds.values())
-    for name in node.output:
+    for name in wanted:
         size = 8
         for dim in shapes.get(name, ()):
             size *= dim if isinstance(dim, int) else 1
-        if name and (name not in shapes or size > allowed):
+        if name not in shapes or size > allowed:
             return None
-    names = [name for name in node.output if name]
     graph = onnx.helper.make_graph(
         [node],
         "fold",
         [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in feeds],
-        [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in names],
+        [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in wanted],
     )
     single = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     try:
@@ -257,7 +282,7 @@ def _evaluate(
             results = ReferenceEvaluator(single).run(None, feeds)
     except Exception:  # the evaluator raises whatever numpy does; an op it can't run just stays
         return None
-    values = dict(zip(names, results, strict=True))
+    values = dict(zip(wanted, results, strict=True))
     if not all(isinstance(value, (np.ndarray, np.generic)) for value in values.values()):
         return None
     return None if any(_is_rounded(value, feeds) for value in values.values()) else values

@@ -306,7 +306,8 @@ def _is_idle_dropout(constants: Constants, node: onnx.NodeProto) -> bool:
 
 def _normalisation(constants: Constants, node: onnx.NodeProto) -> tuple[FloatArray, FloatArray] | None:
     """Scale and shift of a BatchNormalization at inference; None where its statistics are not fixed."""
-    if not all(name in constants for name in node.input[1:5]) or _attribute(node, "training_mode", 0):
+    training = _attribute(node, "training_mode", 0) or len(node.output) > 1  # the latter before opset 14
+    if training or not all(name in constants for name in node.input[1:5]):
         return None
     gamma, beta, mean, variance = (constants.read(name).astype(np.float64) for name in node.input[1:5])
     if gamma.ndim != 1:  # opset 7 can normalise every position by itself

@@ -58,8 +58,8 @@ STEPS: dict[str, Build] = {
 }
 
 
-def step_of(build: Build, axis: int = 1) -> tuple[PruningGraph, Any]:
-    b = Builder()
+def step_of(build: Build, axis: int = 1, opset: int = 17) -> tuple[PruningGraph, Any]:
+    b = Builder(opset=opset)
     graph = analyze_graph(finished(b, build(b)))
     node = graph.model.graph.node[0]
     return graph, affine_step(Constants(graph.model), node, "x", axis, len(SHAPE))
@@ -100,6 +100,14 @@ NO_STEPS: dict[str, Build] = {
 @pytest.mark.parametrize("name", NO_STEPS)
 def test_no_step(name: str) -> None:
     assert step_of(NO_STEPS[name])[1] is None
+
+
+def test_a_normalization_with_several_outputs_was_in_training_before_opset_14() -> None:
+    def build(b: Builder) -> str:
+        x = b.input(SHAPE, dynamic=True)
+        return str(b.node("BatchNormalization", [x, *(constant(b, 3) for _ in range(4))], outputs=5)[0])
+
+    assert step_of(build, opset=13)[1] is None
 
 
 def test_a_normalization_of_another_axis_is_no_step() -> None:
