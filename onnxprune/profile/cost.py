@@ -14,18 +14,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from onnxprune.errors import ModelError
-from onnxprune.graph.edits import Array, attribute
-from onnxprune.graph.equation import parse_equation
-from onnxprune.graph.fold import subgraphs
-from onnxprune.graph.fused import DOMAIN, contraction, factor_axes
+from onnxprune.graph.edits import Array
 from onnxprune.graph.plan import kept_indices
 from onnxprune.graph.prepare import initializer_origin, prepare
 from onnxprune.graph.shapes import infer_concrete, skeleton, stated_batch
 from onnxprune.graph.stored import is_quantizer, stored_constants
 from onnxprune.graph.structure import BoolArray, IntArray, PruningGraph, ResidualBranch, removed_branches
-from onnxprune.io.limits import all_graphs
 from onnxprune.io.share import equal_values, shared_initializers
+from onnxprune.profile.macs import is_counted, mac_products
 from onnxprune.profile.products import FloatArray, Products, ProductsBuilder
 
 _FLOATS = frozenset(
@@ -35,8 +31,6 @@ _FLOATS = frozenset(
         TensorProto.FLOAT8E5M2FNUZ, TensorProto.FLOAT4E2M1,
     }
 )  # fmt: skip
-_CONTRACTIONS = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")
-_UNCOUNTED = ("Attention", "GRU", "LSTM", "RNN")
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Cost of one contraction node and the floating constants that it reads."""
+    """Cost of one node with multiply-accumulates and the floating constants that it reads."""
 
     name: str
     op: str
@@ -60,32 +54,15 @@ class LayerCost:
 def count(model: onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Cost:
     """Count a model as written, by shape inference at batch 1; ``input_shapes`` as for `infer_concrete`.
 
-    MACs: Conv, ConvTranspose, Gemm, MatMul and Einsum (of two activations too), one
-    multiply-accumulate each. Parameters: entries of floating initializers and Constants that have an
-    axis (a scalar is a setting, not a weight), shared ones once. Quantized weights count where they
-    are dequantized. ModelError where a shape that the count needs is unknown.
+    MACs: Conv, ConvTranspose, Gemm, MatMul and Einsum (of two activations too), recurrent layers and
+    the attention ops, one multiply-accumulate each, see `mac_products`. Parameters: entries of floating
+    initializers and Constants that have an axis (a scalar is a setting, not a weight), shared ones once.
+    Quantized weights count where they are dequantized. ModelError where a shape that the count needs is
+    unknown.
     """
     if model.functions or any(node.op_type == "If" for node in model.graph.node):
         model = prepare(model)  # what functions and settled choices hold shows only then
     return Cost(_count_macs(model, input_shapes), _count_params(model))
-
-
-def uncounted(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Nodes with multiply-accumulates that `count` leaves out, by op and name.
-
-    If, Loop and Scan whose bodies hold contractions, recurrent layers, and the standard Attention.
-    """
-    return tuple(
-        f"{node.op_type} '{node.name or node.output[0]}'"
-        for node in model.graph.node
-        if (node.op_type in _UNCOUNTED and node.domain in ("", "ai.onnx"))
-        or any(
-            contraction(inner) in _CONTRACTIONS
-            for body in subgraphs(node)
-            for graph in all_graphs(body)
-            for inner in graph.node
-        )
-    )
 
 
 class CostModel:
@@ -115,9 +92,8 @@ class CostModel:
         macs, params = ProductsBuilder(graph.axes), ProductsBuilder(graph.axes)
         readers = _readers(graph.model.graph)
         for node in graph.model.graph.node:
-            factors = _macs_factors(node, graph.shapes)
-            if factors is not None:
-                macs.add(node.name, node.op_type, _sized(factors, graph.shapes))
+            for product in mac_products(node, graph.shapes):
+                macs.add(node.name, node.op_type, product)
         clones, counted = _Clones.of(graph), list[str]()
         for tensor in _weights(graph.model):
             if tensor.name not in clones.merged:
@@ -155,15 +131,18 @@ class CostModel:
         return self._params.gradient(keep)
 
     def by_layer(self, keep: BoolArray) -> tuple[LayerCost, ...]:
-        """Cost of each contraction in graph order, with the parameters that its node reads."""
+        """Cost of each node with multiply-accumulates, in graph order, with the parameters that it reads."""
         params: dict[str, int] = {}
         values = self._params.values(keep)
         self._removals.apply(values, keep)
         for reader, value in zip(self._params.names, values, strict=True):
             params[reader] = params.get(reader, 0) + int(value)
+        ops = dict(zip(self._macs.names, self._macs.ops, strict=True))
+        macs = dict.fromkeys(ops, 0)
+        for name, value in zip(self._macs.names, self._macs.values(keep), strict=True):
+            macs[name] += int(value)
         return tuple(
-            LayerCost(name, op, int(value) // self._batch, params.get(name, 0))
-            for name, op, value in zip(self._macs.names, self._macs.ops, self._macs.values(keep), strict=True)
+            LayerCost(name, op, macs[name] // self._batch, params.get(name, 0)) for name, op in ops.items()
         )
 
 
@@ -281,84 +260,14 @@ def _readers(graph: onnx.GraphProto) -> dict[str, str]:
     return readers
 
 
-def _macs_factors(
-    node: onnx.NodeProto, shapes: Mapping[str, Sequence[int]]
-) -> list[tuple[str, Sequence[int]]] | None:
-    """(tensor, axes) whose sizes multiply to the node's MACs; None if it has none.
-
-    Conv: every output entry sums over the weight's other axes (C_in / group, kernel). ConvTranspose:
-    every input entry meets the weight's other axes. Gemm, MatMul: every output entry sums over K,
-    Einsum: over all letters that are not in its result.
-    """
-    if node.op_type == "Attention" and node.domain == DOMAIN:
-        return _packed_attention_factors(node, shapes)
-    op = contraction(node)
-    if op not in _CONTRACTIONS or len(node.input) < 2:
-        return None
-    first, second, output = node.input[0], node.input[1], node.output[0]
-    for name in (first, second, output):
-        if name not in shapes:
-            raise ModelError(
-                f"{node.op_type} {node.name or output!r} can't be counted: the shape of {name!r} is unknown",
-                hint="export the model with fixed input sizes",
-            )
-    rank = len(shapes[second])
-    if op == "Conv":
-        return [(output, range(len(shapes[output]))), (second, range(1, rank))]
-    if op == "ConvTranspose":
-        return [(first, range(len(shapes[first]))), (second, range(1, rank))]
-    if op == "Einsum":
-        return _einsum_factors(node, shapes)
-    contracted = factor_axes(node, 0, len(shapes[first]))[-1]
-    return [(output, range(len(shapes[output]))), (first, [contracted])]
-
-
-def _packed_attention_factors(
-    node: onnx.NodeProto, shapes: Mapping[str, Sequence[int]]
-) -> list[tuple[str, Sequence[int]]] | None:
-    """The projection that the op brings; the products of an attention op are its own affair."""
-    source, weight = node.input[0], node.input[1]
-    if source not in shapes or weight not in shapes:
-        return None
-    return [(source, range(len(shapes[source]))), (weight, [1])]
-
-
-def _einsum_factors(
-    node: onnx.NodeProto, shapes: Mapping[str, Sequence[int]]
-) -> list[tuple[str, Sequence[int]]] | None:
-    ranks = [len(shapes[name]) for name in node.input if name in shapes]
-    equation = parse_equation(attribute(node, "equation", b"").decode(), ranks)
-    if equation is None:
-        return None
-    factors: list[tuple[str, Sequence[int]]] = [(node.output[0], range(len(equation.result)))]
-    for letter in equation.summed:
-        place = next(index for index, letters in enumerate(equation.operands) if letter in letters)
-        factors.append((node.input[place], [equation.operands[place].index(letter)]))
-    return factors
-
-
-def _sized(
-    factors: Sequence[tuple[str, Sequence[int]]], shapes: Mapping[str, Sequence[int]]
-) -> list[tuple[str, int, int]]:
-    return [(tensor, axis, shapes[tensor][axis]) for tensor, axes in factors for axis in axes]
-
-
 def _count_macs(model: onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | None) -> int:
-    try:
-        return _macs_of(model, infer_concrete(model, input_shapes))
-    except ModelError:
+    shapes = infer_concrete(model, input_shapes)
+    if not all(is_counted(node, shapes) for node in model.graph.node):
         # What inference can't follow (computed shapes) may come out once constants are folded.
-        folded = prepare(skeleton(model), in_place=True)
-        return _macs_of(folded, infer_concrete(folded, input_shapes))
-
-
-def _macs_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> int:
-    total = 0
-    for node in model.graph.node:
-        factors = _macs_factors(node, shapes)
-        if factors is not None:
-            total += math.prod(size for _, _, size in _sized(factors, shapes))
-    return total // stated_batch(model)
+        model = prepare(skeleton(model), in_place=True)
+        shapes = infer_concrete(model, input_shapes)
+    products = [product for node in model.graph.node for product in mac_products(node, shapes)]
+    return sum(math.prod(size for _, _, size in product) for product in products) // stated_batch(model)
 
 
 def _count_params(model: onnx.ModelProto) -> int:

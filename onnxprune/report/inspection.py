@@ -12,7 +12,8 @@ from onnxprune.graph.analysis import analyze_graph
 from onnxprune.graph.plan import keep_all
 from onnxprune.graph.structure import FIXED, IntArray, PruningGraph
 from onnxprune.io.load import LoadedModel, ModelSource, load
-from onnxprune.profile.cost import CostModel, count, uncounted
+from onnxprune.profile.cost import CostModel, count
+from onnxprune.profile.macs import uncounted
 from onnxprune.report.evaluation import model_files
 from onnxprune.report.schema import (
     Coverage,
@@ -60,7 +61,7 @@ def inspect(
 
 def uncounted_warning(graph: PruningGraph) -> tuple[str, ...]:
     """A warning where nodes cost multiply-accumulates that no count includes."""
-    names = uncounted(graph.model)
+    names = uncounted(graph.model, graph.shapes)
     if not names:
         return ()
     listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -13,7 +13,7 @@ from onnxprune.graph.check import verify
 from onnxprune.graph.plan import keep_all
 from onnxprune.graph.rewrite import rewrite
 from onnxprune.io.save import save
-from onnxprune.profile.cost import Cost, CostModel, count, uncounted
+from onnxprune.profile.cost import Cost, CostModel, count
 from tests.model_builder import Builder
 from tests.strategies import random_plan
 
@@ -214,27 +214,3 @@ def test_a_function_of_another_opset_stays_a_call() -> None:
     assert [entry.name for entry in graph.model.functions] == ["Layer"]
     plan = random_plan(graph, 0, share=0.5)
     verify(graph, plan, rewrite(graph, plan))
-
-
-def test_bodies_that_are_not_counted_are_named() -> None:
-    b = Builder()
-    x = b.relu(b.conv(b.input((1, 3, 8, 8)), 6, 3))
-    b.shapes["y"] = b.shapes[x]
-    weight = onnx.numpy_helper.from_array(np.ones((6, 6, 1, 1), np.float32), "inner_w")
-    value = onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, None)
-    node = onnx.helper.make_node("Conv", [x, "inner_w"], ["z"])
-    then = onnx.helper.make_graph([node], "then", [], [value], [weight])
-    other = onnx.helper.make_graph([onnx.helper.make_node("Identity", [x], ["z"])], "else", [], [value])
-    b.nodes.append(
-        onnx.helper.make_node("If", ["flag"], ["y"], name="choice", then_branch=then, else_branch=other)
-    )
-    b.inputs.append(onnx.helper.make_tensor_value_info("flag", onnx.TensorProto.BOOL, []))
-    assert uncounted(b.model("y")) == ("If 'choice'",)
-
-
-def test_recurrent_layers_are_not_passed_over_in_silence() -> None:
-    b = Builder()
-    x = b.input((5, 1, 3))
-    y = b.node("LSTM", [x, b.weight(1, 16, 3), b.weight(1, 16, 4)], hidden_size=4)
-    model = b.model(b.relu(b.shaped(y, 5, 1, 1, 4)))
-    assert uncounted(model) == (f"LSTM '{model.graph.node[0].name or model.graph.node[0].output[0]}'",)

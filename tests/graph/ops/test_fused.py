@@ -179,7 +179,7 @@ def test_attention_with_its_projection() -> None:
     graph = exact(built)
     assert np.array_equal(units_at(graph, graph.layers[1].weight, 1), np.tile(np.repeat(range(7, 11), 2), 3))
     assert layer_geometry(graph, graph.layers[1]) is None
-    assert CostModel.of(graph).macs(np.ones(11, np.bool_)) == 5 * (6 * 7 + 7 * 24 + 8 * 3)
+    assert CostModel.of(graph).macs(np.ones(11, np.bool_)) == 5 * (6 * 7 + 7 * 24 + 2 * 5 * 8 + 8 * 3)
 
 
 def test_a_residual_branch_that_ends_with_an_attention_stays() -> None:
