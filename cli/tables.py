@@ -17,11 +17,17 @@ from onnxprune.report.schema import (
     EvaluationReport,
     Figures,
     InspectReport,
+    Obstacle,
     SkippedGroup,
 )
 
 _LISTED = 12
 """Skipped groups, or edges between classes, that a summary lists before it counts the rest."""
+
+_SHARES = (
+    "touched: MACs of the nodes that read or give such channels; kept: what of them "
+    "stays if every channel goes that can. Shares overlap."
+)
 
 
 def compression(report: CompressionReport, *, plan_only: bool) -> list[RenderableType]:
@@ -37,7 +43,7 @@ def compression(report: CompressionReport, *, plan_only: bool) -> list[Renderabl
 
 
 def inspection(report: InspectReport) -> list[RenderableType]:
-    """A model's cost by layer, its groups, and what pins the rest."""
+    """A model's cost by layer, its groups, and what stands in the way of more."""
     layers = _table("layer", "op", "MACs", "parameters", "channels in", "out", "prunable in", "out")
     for layer in report.layers:
         layers.add_row(
@@ -59,10 +65,10 @@ def inspection(report: InspectReport) -> list[RenderableType]:
         f"channels that can be pruned carry {_percent(report.coverage.macs)} of the MACs "
         f"and {_percent(report.coverage.params)} of the parameters"
     )
-    shown: list[RenderableType] = [layers, groups]
-    if report.skipped:
-        shown.append(_skipped(report.skipped))
-    return [*shown, Text(summary), Text(coverage)]
+    shown: list[RenderableType] = [layers, groups, Text(summary), Text(coverage)]
+    if report.obstacles:
+        shown += [_obstacles(report.obstacles), Text(_SHARES)]
+    return shown
 
 
 def analysis(report: AnalysisReport) -> list[RenderableType]:
@@ -161,6 +167,17 @@ def _skipped(skipped: Iterable[SkippedGroup]) -> Table:
         table.add_row(item.name, "" if item.channels is None else str(item.channels), item.reason)
     if len(listed) > _LISTED:
         table.caption = f"and {len(listed) - _LISTED} more: see --json"
+    return table
+
+
+def _obstacles(obstacles: tuple[Obstacle, ...]) -> Table:
+    table = _table("what keeps channels, and where", "MACs kept", "touched")
+    for item in obstacles[:_LISTED]:
+        more = f" and {len(item.places) - 1} more" if len(item.places) > 1 else ""
+        text = Text(f"{item.reason}\n  {item.places[0]}{more}")
+        table.add_row(text, _percent(item.macs_kept), _percent(item.macs))
+    if len(obstacles) > _LISTED:
+        table.caption = f"and {len(obstacles) - _LISTED} more: see --json"
     return table
 
 

@@ -15,9 +15,10 @@ from onnxprune.graph.ops.elementwise import meet_again, settle_constants
 from onnxprune.graph.ops.quantization import settle_stored
 from onnxprune.graph.ops.registry import NoRule
 from onnxprune.graph.prepare import prepare
+from onnxprune.graph.reasons import reasons_by_node
 from onnxprune.graph.residual import find_residual_branches
 from onnxprune.graph.shapes import infer_concrete
-from onnxprune.graph.structure import PruningGraph
+from onnxprune.graph.structure import PruningGraph, Reason
 from onnxprune.graph.units import (
     list_skipped,
     make_groups,
@@ -56,7 +57,7 @@ def analyze_graph(
         _follow(node, state)
     for value in graph.output:
         if value.name in state.labels:
-            state.atoms.pin(state.labels[value.name].core, f"graph output '{value.name}'")
+            state.atoms.pin(state.labels[value.name].core, Reason("graph output", value.name))
 
     before = -1
     while before != state.atoms.changes:
@@ -80,6 +81,7 @@ def analyze_graph(
         layers=layers,
         groups=make_groups(axes, units, layers, node_values),
         skipped=list_skipped(state.layers, units),
+        reasons=reasons_by_node(graph.node, state, units),
     )
     return replace(pruning, residual_branches=find_residual_branches(pruning))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.graph.structure import BoolArray, IntArray
+from onnxprune.graph.structure import BoolArray, IntArray, Reason
 
 DATA = -1
 """Label of an element that can't be removed: a graph input, or the result of an op without labels."""
@@ -75,7 +75,7 @@ class Atoms:
         self._reason = np.zeros(1024, np.int64)
         self._count = 0
         self.changes = 0
-        self.reasons: list[str] = []
+        self.reasons: list[Reason] = []
 
     def __len__(self) -> int:
         return self._count
@@ -122,7 +122,7 @@ class Atoms:
             # The smallest id wins, so that a chain of unions settles in few rounds.
             np.minimum.at(self._parent, np.maximum(left, right), np.minimum(left, right))
 
-    def pin(self, ids: IntArray, reason: str) -> None:
+    def pin(self, ids: IntArray, reason: Reason) -> None:
         """Make the atoms among ``ids`` stay; the first reason given to an atom counts."""
         atoms = np.unique(ids[ids >= 0])
         atoms = atoms[self._reason[atoms] < 0]
@@ -131,7 +131,7 @@ class Atoms:
             self._reason[atoms] = len(self.reasons)
             self.reasons.append(reason)
 
-    def couple(self, rows: IntArray, reason: str) -> None:
+    def couple(self, rows: IntArray, reason: Reason) -> None:
         """Merge all atoms of each row of ``rows`` (n, m); a row that also holds ``DATA`` is pinned."""
         fixed = (rows < 0).any(axis=1)
         self.pin(rows[fixed], reason)
@@ -146,7 +146,7 @@ class Atoms:
         compressed = np.where(rows < 0, DATA, compressed.reshape(rows.shape))
         trial = Atoms()
         trial.fresh(len(present), removable=True)
-        trial.couple(compressed, "")
+        trial.couple(compressed, Reason("", ""))
         roots, whole, _ = trial.resolve()
         counted = whole & (present >= 0) & free[np.maximum(present, 0)]
         return len(np.unique(roots[counted]))

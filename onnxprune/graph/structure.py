@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -86,6 +86,23 @@ def removed_branches(branches: Sequence[ResidualBranch], keep: BoolArray) -> tup
 
 
 @dataclass(frozen=True)
+class Reason:
+    """Why channels stay: ``what`` (an op, a kind of value), the ``place`` that has that name, and ``why``."""
+
+    what: str
+    place: str
+    why: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The reason without its place, which others may share."""
+        return f"{self.what}: {self.why}" if self.why else self.what
+
+    def __str__(self) -> str:
+        return f"{self.what} '{self.place}'" + (f": {self.why}" if self.why else "")
+
+
+@dataclass(frozen=True)
 class Skipped:
     """Units that can't be pruned, with the node and the op that pins them."""
 
@@ -101,7 +118,8 @@ class PruningGraph:
     ``model`` is the prepared model: constants folded into initializers, each initializer read by
     one node input only, every node named. ``shapes`` are concrete, at batch 1. ``axes[tensor]``
     has one entry for each axis of the tensor (constants and activations alike): an array (dim,)
-    of unit ids, or None where no index of the axis can go.
+    of unit ids, or None where no index of the axis can go. ``reasons`` say by node why channels of
+    what it reads or gives stay.
     """
 
     model: onnx.ModelProto
@@ -112,6 +130,7 @@ class PruningGraph:
     groups: tuple[Group, ...]
     skipped: tuple[Skipped, ...]
     residual_branches: tuple[ResidualBranch, ...] = ()
+    reasons: Mapping[str, tuple[Reason, ...]] = field(default_factory=dict)
 
     def layer(self, name: str) -> Layer:
         """The layer of that name; KeyError if there is none."""

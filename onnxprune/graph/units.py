@@ -8,22 +8,26 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxprune.graph.labels import DATA, Atoms, Labels, compact, other_axes, rows_along
-from onnxprune.graph.structure import FIXED, BoolArray, Group, IntArray, Layer, Skipped
+from onnxprune.graph.structure import FIXED, BoolArray, Group, IntArray, Layer, Reason, Skipped
 
 Axes = tuple[IntArray | None, ...]
 Weights = Mapping[str, Mapping[int, IntArray]]
 """The labels of a weight's axes, each (dim,), independent of one another."""
+
+_AT_ONCE = "its channels can only go all at once, and none would be left"
 
 
 @dataclass(frozen=True)
 class Units:
     """``of_atom`` (atoms,) gives each atom's unit or ``FIXED``.
 
-    ``reason`` (atoms,) says why the atom is fixed, "" where it isn't; ``count`` is the number of units.
+    ``why`` (atoms,) is the index in ``reasons`` of why the atom is fixed, -1 where it isn't; ``count`` is the
+    number of units.
     """
 
     of_atom: IntArray
-    reason: tuple[str, ...]
+    why: IntArray
+    reasons: tuple[Reason, ...]
     count: int
 
     def of(self, ids: IntArray) -> IntArray:
@@ -55,7 +59,7 @@ def make_rectangular(atoms: Atoms, labels: Mapping[str, Labels]) -> None:
                 key=lambda axis: (atoms.coupled_count(rows_along(core, other_axes(core.ndim, [axis]))), axis),
             )
             rows = rows_along(core, other_axes(core.ndim, [best]))
-            atoms.couple(rows, f"tensor '{name}' would not stay rectangular")
+            atoms.couple(rows, Reason("tensor", name, "it would not stay rectangular"))
             roots, free, _ = atoms.resolve()
             changed = True
 
@@ -66,12 +70,12 @@ def pin_whole_axes(atoms: Atoms, labels: Mapping[str, Labels], weights: Weights)
     for name, value in labels.items():
         core = _free_roots(value.core, roots, free)
         if core.size == 1 and core.max() >= 0:
-            atoms.pin(core, f"the channels of '{name}' can only go all at once, and none would be left")
+            atoms.pin(core, Reason("tensor", name, _AT_ONCE))
     for name, axes in weights.items():
         for ids in axes.values():
             mapped = _free_roots(ids, roots, free)
             if mapped.size and mapped.min() == mapped.max() >= 0:
-                atoms.pin(mapped, f"the channels of '{name}' can only go all at once, and none would be left")
+                atoms.pin(mapped, Reason("tensor", name, _AT_ONCE))
 
 
 def number_units(atoms: Atoms) -> Units:
@@ -80,9 +84,8 @@ def number_units(atoms: Atoms) -> Units:
     numbers = np.full(len(atoms), FIXED, np.int64)
     live = np.unique(roots[free])
     numbers[live] = np.arange(len(live))
-    texts = [*atoms.reasons, ""]
-    why = tuple("" if ok else texts[index] for ok, index in zip(free, reasons, strict=True))
-    return Units(numbers[roots] if len(atoms) else numbers, why, len(live))
+    why = np.where(free | (reasons == len(atoms.reasons)), -1, reasons)
+    return Units(numbers[roots] if len(atoms) else numbers, why, tuple(atoms.reasons), len(live))
 
 
 def unit_axes(
@@ -163,14 +166,18 @@ def list_skipped(layers: Sequence[Layer], units: Units) -> tuple[Skipped, ...]:
     for layer in layers:
         if is_depthwise(layer):
             continue
-        counts: dict[str, int] = {}
+        counts: dict[Reason, int] = {}
         for atom in layer.out_units:
-            passed = f"{layer.op} '{layer.name}': channels on another axis pass through it"
-            reason = units.reason[atom] if atom >= 0 else passed
-            if reason:
+            if atom < 0 or units.why[atom] >= 0:
+                reason = units.reasons[units.why[atom]] if atom >= 0 else passing(layer)
                 counts[reason] = counts.get(reason, 0) + 1
-        skipped.extend(Skipped(layer.name, count, reason) for reason, count in counts.items())
+        skipped.extend(Skipped(layer.name, count, str(reason)) for reason, count in counts.items())
     return tuple(skipped)
+
+
+def passing(layer: Layer) -> Reason:
+    """Why output channels of a layer stay that it does not make itself."""
+    return Reason(layer.op, layer.name, "channels on another axis pass through it")
 
 
 def is_depthwise(layer: Layer) -> bool:

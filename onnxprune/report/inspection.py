@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import onnx
 
 from onnxprune.graph.analysis import analyze_graph
 from onnxprune.graph.plan import keep_all
-from onnxprune.graph.structure import FIXED, IntArray, PruningGraph
+from onnxprune.graph.structure import FIXED, IntArray, PruningGraph, Reason
 from onnxprune.io.load import LoadedModel, ModelSource, load
 from onnxprune.profile.cost import CostModel, count
 from onnxprune.profile.macs import uncounted
@@ -21,6 +22,7 @@ from onnxprune.report.schema import (
     GroupInfo,
     InspectReport,
     LayerCost,
+    Obstacle,
     SkippedGroup,
 )
 
@@ -55,6 +57,7 @@ def inspect(
             for group in graph.groups
         ),
         skipped=tuple(SkippedGroup(item.name, item.reason, item.channels) for item in graph.skipped),
+        obstacles=obstacles(graph, costs),
         warnings=uncounted_warning(graph),
     )
 
@@ -77,15 +80,37 @@ def file_bytes(loaded: LoadedModel) -> int:
 
 def coverage(graph: PruningGraph, costs: CostModel) -> Coverage:
     """Shares of the cost that would go with every unit of every group, were they all to go."""
-    everything = keep_all(graph).keep
-    bare = everything.copy()
-    for group in graph.groups:
-        bare[group.units] = False
+    everything, bare = keep_all(graph).keep, np.zeros(graph.unit_count, np.bool_)
     macs, params = costs.macs(everything), costs.params(everything)
     return Coverage(
         macs=1.0 - costs.macs(bare) / macs if macs else 0.0,
         params=1.0 - costs.params(bare) / params if params else 0.0,
     )
+
+
+def obstacles(graph: PruningGraph, costs: CostModel) -> tuple[Obstacle, ...]:
+    """What keeps channels, whatever it is once for all its places; that which keeps most MACs first.
+
+    Nodes that keep MACs without a reason read nothing that can go, such as products of inputs.
+    """
+    before = costs.by_layer(keep_all(graph).keep)
+    after = costs.by_layer(np.zeros(graph.unit_count, np.bool_))
+    places: dict[str, dict[str, None]] = {}
+    macs, kept = Counter[str](), Counter[str]()
+    for whole, rest in zip(before, after, strict=True):
+        reasons = graph.reasons.get(whole.name, ())
+        if not reasons and rest.macs:
+            reasons = (Reason(whole.op, whole.name, "it reads no channels that can go"),)
+        for reason in reasons:
+            places.setdefault(reason.kind, {})[reason.place] = None
+        for kind in {reason.kind for reason in reasons}:
+            macs[kind] += whole.macs
+            kept[kind] += rest.macs
+    total = sum(layer.macs for layer in before) or 1
+    found = [
+        Obstacle(kind, tuple(names), macs[kind] / total, kept[kind] / total) for kind, names in places.items()
+    ]
+    return tuple(sorted(found, key=lambda item: (-item.macs_kept, -item.macs)))
 
 
 def _layers(graph: PruningGraph, costs: CostModel) -> tuple[LayerCost, ...]:

@@ -151,6 +151,21 @@ class Coverage:
 
 
 @dataclass(frozen=True)
+class Obstacle:
+    """A reason why channels stay, at all the ``places`` (nodes, or values) that have it.
+
+    ``macs`` is the share (0..1) of the model's MACs in the nodes that read or give such channels,
+    ``macs_kept`` what of it would stay there if every prunable channel went. A node may have several
+    reasons, so shares overlap; of several reasons for one channel the first counts.
+    """
+
+    reason: str
+    places: tuple[str, ...]
+    macs: float
+    macs_kept: float
+
+
+@dataclass(frozen=True)
 class InspectReport:
     """What a model costs, what can be pruned and why the rest can't."""
 
@@ -163,6 +178,8 @@ class InspectReport:
     groups: tuple[GroupInfo, ...]
     skipped: tuple[SkippedGroup, ...]
     warnings: tuple[str, ...] = ()
+    obstacles: tuple[Obstacle, ...] = ()
+    """What stands in the way of pruning, that which keeps most MACs first."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from onnxprune.graph.labels import DATA, Atoms, Labels, compact, rows_along
+from onnxprune.graph.structure import Reason
+
+FIRST, SECOND = Reason("Softmax", "a", "it sums"), Reason("graph output", "b")
 
 
 def test_union_matches_a_plain_union_find() -> None:
@@ -38,20 +41,20 @@ def test_resolve_spreads_pins_and_the_first_reason() -> None:
     atoms = Atoms()
     a, b, c, d = (int(x) for x in atoms.fresh(4, removable=True))
     constant = atoms.fresh(2, removable=False)
-    atoms.pin(np.array([b]), "first")
-    atoms.pin(np.array([a, b]), "second")
+    atoms.pin(np.array([b]), FIRST)
+    atoms.pin(np.array([a, b]), SECOND)
     atoms.union(np.array([a]), np.array([b]))
     atoms.union(np.array([c]), constant[:1])
     _, free, reason = atoms.resolve()
     assert free.tolist() == [False, False, True, True, True, False]
-    assert [atoms.reasons[i] for i in reason[[a, b]]] == ["first", "first"]
+    assert [atoms.reasons[i] for i in reason[[a, b]]] == [FIRST, FIRST]
     assert reason[d] == len(atoms.reasons)
 
 
 def test_coupling_a_row_with_fixed_data_pins_it() -> None:
     atoms = Atoms()
     ids = atoms.fresh(4, removable=True)
-    atoms.couple(np.array([[ids[0], ids[1]], [ids[2], DATA]]), "fixed")
+    atoms.couple(np.array([[ids[0], ids[1]], [ids[2], DATA]]), FIRST)
     roots, free, _ = atoms.resolve()
     assert roots[1] == roots[0]
     assert free.tolist() == [True, True, False, True]

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from onnxprune.graph.labels import DATA, Atoms, Labels, compact, other_axes, rows_along
 from onnxprune.graph.ops.registry import NoRule
-from onnxprune.graph.structure import IntArray, Layer
+from onnxprune.graph.structure import IntArray, Layer, Reason
 
 _LEAST_UNITS = 2
 """Merging all channels into one unit is worth nothing: it could never go."""
@@ -35,6 +35,7 @@ class State:
     met: list[tuple[Context, Labels, Labels]] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
     stored: dict[str, onnx.NodeProto] = field(default_factory=dict)
+    refused: dict[str, Reason] = field(default_factory=dict)
 
     def is_constant(self, name: str) -> bool:
         """Whether the value is an initializer, or stored as some."""
@@ -124,10 +125,10 @@ class Context:
 
     # -- merging and pinning --------------------------------------------------------------------
 
-    def reason(self, why: str) -> str:
+    def reason(self, why: str) -> Reason:
         """A reason that names this node and its op."""
         domain = f"{self.node.domain}." if self.node.domain not in ("", "ai.onnx") else ""
-        return f"{domain}{self.node.op_type} '{self.node.name}': {why}"
+        return Reason(f"{domain}{self.node.op_type}", self.node.name, why)
 
     def pin(self, ids: IntArray, why: str) -> None:
         """Make all atoms among ``ids`` stay."""
@@ -163,6 +164,7 @@ class Context:
 
     def pin_inputs(self, why: str, extra: Sequence[str] = ()) -> None:
         """Pin everything that reaches this node, and ``extra`` values that its subgraphs capture."""
+        self.state.refused[self.node.name] = self.reason(why)
         for name in [*self.node.input, *extra]:
             labels = self.state.labels.get(name)
             if labels is not None:
