@@ -153,6 +153,17 @@ class Builder:
     def global_pool(self, x: str) -> str:
         return self.shaped(self.node("GlobalAveragePool", [x]), *self.shapes[x][:2], 1, 1)
 
+    def reduce(self, op: str, x: str, *axes: int, keep: int = 1) -> str:
+        if self.opset >= (13 if op == "ReduceSum" else 18):
+            y = self.node(op, [x, self.ints(axes)], keepdims=keep)
+        else:
+            y = self.node(op, [x], axes=list(axes), keepdims=keep)
+        shape = self.shapes[x]
+        gone = {axis % len(shape) for axis in axes}
+        return self.shaped(
+            y, *(1 if a in gone else size for a, size in enumerate(shape) if keep or a not in gone)
+        )
+
     def flatten(self, x: str) -> str:
         n, *rest = self.shapes[x]
         return self.shaped(self.node("Flatten", [x]), n, int(np.prod(rest)))
@@ -191,9 +202,9 @@ class Builder:
 
 
 def float_bytes(model: onnx.ModelProto) -> int:
-    """Bytes of all floating initializers."""
+    """Bytes of all floating initializers that have an axis; a scalar is a setting, not a weight."""
     return sum(
         4 * int(np.prod(tensor.dims))
         for tensor in model.graph.initializer
-        if tensor.data_type == TensorProto.FLOAT
+        if tensor.data_type == TensorProto.FLOAT and tensor.dims
     )

@@ -233,13 +233,8 @@ def pinned(b: Builder, draw: Draw, x: str) -> str:
 
 
 def reduce_space(b: Builder, draw: Draw, x: str) -> str:
-    n, c, _h, _w = b.shapes[x]
-    op = "ReduceMean" if pick(draw, 0, 1) else "ReduceMax"
-    if b.opset >= 18:
-        y = b.node(op, [x, b.ints([2, 3])], keepdims=1)
-    else:
-        y = b.node(op, [x], axes=[2, 3], keepdims=1)
-    return b.like("Add", x, b.shaped(y, n, c, 1, 1)) if pick(draw, 0, 1) else b.shaped(y, n, c, 1, 1)
+    y = b.reduce("ReduceMean" if pick(draw, 0, 1) else "ReduceMax", x, 2, 3)
+    return b.like("Add", x, y) if pick(draw, 0, 1) else y
 
 
 def other_ranks(b: Builder, draw: Draw, x: str) -> str:
@@ -343,10 +338,7 @@ def layer_norm(b: Builder, draw: Draw, x: str) -> str:
         y = b.like("LayerNormalization", t, b.weight(size), b.weight(size), axis=-1)
     else:
         square = b.like("Mul", t, t)
-        if b.opset >= 18:
-            mean = b.node("ReduceMean", [square, b.ints([2])])
-        else:
-            mean = b.node("ReduceMean", [square], axes=[2])
+        mean = b.reduce("ReduceMean", square, 2)
         root = b.node("Sqrt", [b.node("Add", [mean, b.constant(np.float32(0.1))])])
         y = b.like("Div", t, root)
     return b.reshape(y, n, c, h, w) if back else to_maps(b, y, h, w)
@@ -383,13 +375,20 @@ def odd_weights(b: Builder, draw: Draw, x: str) -> str:
 
 def channel_statistics(b: Builder, draw: Draw, x: str) -> str:
     """A map of what all channels do at each position, as spatial attention has it."""
-    n, _c, h, w = b.shapes[x]
-    if b.opset >= 18:
-        parts = [b.node(op, [x, b.ints([1])]) for op in ("ReduceMean", "ReduceMax")]
-    else:
-        parts = [b.node(op, [x], axes=[1]) for op in ("ReduceMean", "ReduceMax")]
-    both = b.concat(*(b.shaped(part, n, 1, h, w) for part in parts))
+    ops = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare")
+    first, second = draw(st.integers(0, len(ops) - 1)), draw(st.integers(0, len(ops) - 1))
+    both = b.concat(b.reduce(ops[first], x, 1), b.reduce(ops[second], x, -3))
     return b.like("Mul", x, b.like("Sigmoid", b.conv(both, 1, 3)))
+
+
+def normalised_response(b: Builder, draw: Draw, x: str) -> str:
+    """Each channel's norm over space by the mean norm, as ConvNeXt V2 has it, or each by all."""
+    if pick(draw, 0, 1):
+        return b.like("LpNormalization", b.like("Exp", b.like("Tanh", x)), axis=1, p=pick(draw, 1, 2))
+    norms = b.reduce("ReduceL2", x, 2, 3)
+    mean = b.node("Add", [b.reduce("ReduceMean", norms, 1), b.constant(np.float32(0.1))])
+    y = b.like("Mul", b.like("Mul", x, b.like("Div", norms, mean)), b.weight(b.shapes[x][1], 1, 1))
+    return b.like("Add", x, y)
 
 
 BLOCKS: tuple[Block, ...] = (
@@ -398,6 +397,7 @@ BLOCKS: tuple[Block, ...] = (
     channels_last, split_branches, channel_shuffle, tokens, permute_channels, instance_norm, upsample,
     space_to_depth, shared_weights, pinned, reduce_space, other_ranks, repeat, several_inputs,
     attention, fused_attention, gated_dense, layer_norm, group_norm, odd_weights, channel_statistics,
+    normalised_response,
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from bench.surgery.common import Array, session
 from bench.surgery.drawing import Drawn, Random, floats, sizes
 from bench.surgery.fused_cases import FUSED
 from onnxprune.graph.ops.elementwise import NARY, UNARY
-from onnxprune.graph.ops.reduction import REDUCTIONS
+from onnxprune.graph.reduced import REDUCTIONS
 from onnxprune.io.limits import MAX_OPSET, MIN_OPSET
 
 

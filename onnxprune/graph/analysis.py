@@ -94,6 +94,7 @@ def _start(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Sta
             readers.setdefault(name, []).append(node)
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     state = State(
+        model=model,
         opset=standard_opset(model),
         shapes=shapes,
         initializers=initializers,

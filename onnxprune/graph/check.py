@@ -14,13 +14,14 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError, OnnxPruneError, VerificationError
-from onnxprune.graph.edits import attribute
+from onnxprune.graph.edits import attribute, input_name
 from onnxprune.graph.equation import parse_equation
 from onnxprune.graph.fold import RANDOM
 from onnxprune.graph.fused import DOMAIN, contraction, factor_axes
 from onnxprune.graph.inference import infer_types
 from onnxprune.graph.kept import Kept
 from onnxprune.graph.plan import Plan, validate
+from onnxprune.graph.reduced import REDUCTIONS, reduced_axes
 from onnxprune.graph.stored import without_rounding
 from onnxprune.graph.structure import PruningGraph
 from onnxprune.io.limits import INLINE_LIMIT, all_nodes, weight_bytes
@@ -41,20 +42,21 @@ def masked(graph: PruningGraph, plan: Plan) -> onnx.ModelProto:
     """The whole model, with the channels that ``plan`` removes multiplied by 0 wherever they are summed.
 
     A Mul with a 0/1 mask is put in front of every input of a Conv, ConvTranspose, Gemm, MatMul or
-    Einsum whose contracted axis holds removed units, and of an LRN, which sums over neighbours.
+    Einsum whose contracted axis holds removed units, of a reduction over such an axis, and of an LRN or
+    LpNormalization, whose divisors sum along one.
     Nothing else changes, so no rule of the analysis or of the rewriting has a part in it.
     """
     validate(graph, plan)
     kept = Kept(graph, plan)
     model = without_initializers(graph.model)
     model.graph.initializer.extend(graph.model.graph.initializer)
-    constants = {tensor.name for tensor in model.graph.initializer}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
     types = infer_types(graph.model)
     nodes = list(model.graph.node)
     del model.graph.node[:]
     made: dict[tuple[str, int], str] = {}
     for node in nodes:
-        for position, axis in contracted_axes(node, kept):
+        for position, axis in contracted_axes(node, kept, constants):
             name = node.input[position]
             if name in constants or not kept.pruned(name, axis):
                 continue
@@ -130,7 +132,9 @@ def relative_error(wanted: Array, found: Array) -> float:
     return float(np.abs(a[finite] - b[finite]).max() / max(1e-6, np.abs(a[finite]).max()))
 
 
-def contracted_axes(node: onnx.NodeProto, kept: Kept) -> Iterator[tuple[int, int]]:
+def contracted_axes(
+    node: onnx.NodeProto, kept: Kept, constants: Mapping[str, TensorProto]
+) -> Iterator[tuple[int, int]]:
     """Inputs of ``node``, by position, with the axis that it sums over: channels that meet there mix."""
     op = contraction(node)
     if not all(kept.known(name) for name in node.input[:2]):
@@ -145,6 +149,13 @@ def contracted_axes(node: onnx.NodeProto, kept: Kept) -> Iterator[tuple[int, int
         yield 1, factor_axes(node, 1, len(kept.shape(node.input[1])))[-2:][0]
     elif node.op_type == "Attention" and node.domain == DOMAIN:
         yield 0, 2
+    elif op in REDUCTIONS:
+        axes = constants.get(input_name(node, 1))
+        stated = None if axes is None else numpy_helper.to_array(axes)
+        for axis in reduced_axes(node, len(kept.shape(node.input[0])), stated):
+            yield 0, axis
+    elif op == "LpNormalization":
+        yield 0, attribute(node, "axis", -1) % len(kept.shape(node.input[0]))
     elif op == "Einsum":
         yield from _summed_axes(node, kept)
 

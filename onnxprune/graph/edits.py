@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.errors import RewriteError
+from onnxprune.graph.inference import infer_types
 from onnxprune.graph.kept import Kept
 from onnxprune.graph.structure import IntArray
 
@@ -18,12 +21,13 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass
 class Edits:
-    """What the functions read (``kept``, ``opset``, the nodes' constants) and what they write.
+    """What the functions read (``model``, ``kept``, ``opset``, the nodes' constants) and what they write.
 
     ``constants`` maps names of initializers to new values; ``added`` holds initializers that the
     model did not have; ``before`` and ``after`` map a node's name to nodes to insert around it.
     """
 
+    model: onnx.ModelProto
     kept: Kept
     opset: int
     initializers: dict[str, onnx.TensorProto]
@@ -33,6 +37,11 @@ class Edits:
     added: dict[str, Array] = field(default_factory=dict)
     before: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
     after: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
+
+    @cached_property
+    def types(self) -> Mapping[str, int]:
+        """Element types of the tensors, as far as they are known."""
+        return infer_types(self.model)
 
     def constant(self, node: onnx.NodeProto, position: int) -> Array | None:
         """The value of a constant input; None if it is absent or computed."""
@@ -61,19 +70,18 @@ class Edits:
         return name
 
     def gather_after(self, node: onnx.NodeProto, axis: int, indices: IntArray) -> None:
-        """Insert a Gather of ``indices`` behind ``node``: it takes over the node's output name."""
+        """Insert a Gather of ``indices`` behind ``node``."""
         if node.name in self.after:
             raise mismatch(node, "irregular on two axes")
+        self.insert_after(node, "Gather", "indices", indices.astype(np.int64), axis=axis)
+
+    def insert_after(self, node: onnx.NodeProto, op: str, base: str, value: Array, **attributes: Any) -> None:
+        """Insert ``op`` of the output and a constant behind ``node``: it takes over the output's name."""
         output = node.output[0]
         node.output[0] = self.fresh(f"{output}_all")
-        gather = helper.make_node(
-            "Gather",
-            [node.output[0], self.add_constant(node, "indices", indices.astype(np.int64))],
-            [output],
-            name=self.fresh(f"{node.name}_select"),
-            axis=axis,
-        )
-        self.after[node.name] = [gather]
+        inputs = [node.output[0], self.add_constant(node, base, value)]
+        name = self.fresh(f"{node.name}_{op.lower()}")
+        self.after[node.name] = [helper.make_node(op, inputs, [output], name=name, **attributes)]
 
 
 def input_name(node: onnx.NodeProto, position: int) -> str:

@@ -21,6 +21,7 @@ from onnxprune.graph.edits import (
     set_attribute,
 )
 from onnxprune.graph.fused import DOMAIN
+from onnxprune.graph.reduced import BEHIND, count_zeros
 from onnxprune.graph.respace import respace
 from onnxprune.graph.structure import BoolArray, IntArray
 
@@ -350,6 +351,7 @@ _FAMILIES: dict[str, Callable[[onnx.NodeProto, Edits], None]] = {
     "GroupNormalization": _group_normalization,
     "LRN": respace,
     "Pad": _pad,
+    **dict.fromkeys(BEHIND, count_zeros),
     "Reshape": _reshape,
     "Resize": _resize,
     "Slice": _slice,

@@ -77,6 +77,7 @@ def _edits(model: onnx.ModelProto, kept: Kept) -> Edits:
     for node in nodes:
         names.update((node.name, *node.output))
     return Edits(
+        model=model,
         kept=kept,
         opset=next(entry.version for entry in model.opset_import if entry.domain in _DEFAULT_DOMAINS),
         initializers={tensor.name: tensor for tensor in model.graph.initializer},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from onnxprune.graph.inference import infer_types
 from onnxprune.graph.labels import DATA, Atoms, Labels, compact, other_axes, rows_along
 from onnxprune.graph.ops.registry import NoRule
 from onnxprune.graph.structure import IntArray, Layer, Reason
@@ -23,6 +25,7 @@ _LEAST_UNITS = 2
 class State:
     """What the analysis gathers while it walks the graph."""
 
+    model: onnx.ModelProto
     opset: int
     shapes: Mapping[str, tuple[int, ...]]
     initializers: Mapping[str, onnx.TensorProto]
@@ -36,6 +39,11 @@ class State:
     layers: list[Layer] = field(default_factory=list)
     stored: dict[str, onnx.NodeProto] = field(default_factory=dict)
     refused: dict[str, Reason] = field(default_factory=dict)
+
+    @cached_property
+    def types(self) -> Mapping[str, int]:
+        """Element types of the tensors, as far as they are known."""
+        return infer_types(self.model)
 
     def is_constant(self, name: str) -> bool:
         """Whether the value is an initializer, or stored as some."""

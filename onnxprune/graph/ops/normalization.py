@@ -115,10 +115,12 @@ def softmax(ctx: Context) -> None:
 
 @rule("LpNormalization")
 def lp_normalization(ctx: Context) -> None:
-    """Normalises along one axis."""
+    """Each entry is divided by the norm along one axis, to which channels that go add nothing."""
     labels = ctx.labels(0)
     axis = ctx.axis(int(ctx.attribute("axis", -1)), len(labels.shape))
-    ctx.emit(0, ctx.uniform(labels, [axis], "it normalises over channels"))
+    if axis in labels.varying:
+        labels = ctx.uniform(labels, other_axes(len(labels.shape), [axis]), "its positions carry channels")
+    ctx.emit(0, labels)
 
 
 @rule("MeanVarianceNormalization")

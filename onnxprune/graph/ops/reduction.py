@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from onnx import TensorProto
+
 from onnxprune.graph.labels import Labels
 from onnxprune.graph.ops.context import Context
 from onnxprune.graph.ops.registry import NoRule, rule
+from onnxprune.graph.reduced import BEHIND, REDUCTIONS, SUMS, reduced_axes
 
 _WHY = "it reduces over channels"
-REDUCTIONS = tuple(
-    f"Reduce{name}"
-    for name in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
-)
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_FIRST_BROADCAST = 8
+"""Before it, Max and Min took inputs of one shape."""
 
 
 @rule(*REDUCTIONS)
 def reduce(ctx: Context) -> None:
-    """Drop the reduced axes, named by attribute or, from later opsets on, by input 1."""
+    """Drop the reduced axes, named by attribute or, from later opsets on, by input 1.
+
+    Channels along these alone are read as a Conv reads them, where those that go can count as zeros.
+    """
     labels = ctx.labels(0)
-    rank = len(labels.shape)
     if ctx.has(1) and not ctx.is_constant(1):
         raise NoRule("its axes are computed")
-    axes = ctx.integers(1) if ctx.has(1) else ctx.attribute("axes")
-    if not axes:
-        axes = () if ctx.attribute("noop_with_empty_axes", 0) else range(rank)
-    _reduce_axes(ctx, labels, [ctx.axis(axis, rank) for axis in axes], bool(ctx.attribute("keepdims", 1)))
+    rank = len(labels.shape)
+    axes = reduced_axes(ctx.node, rank, ctx.value(1))
+    if labels.varying and set(labels.varying) <= set(axes) and _counts_zeros(ctx):
+        labels = Labels.data(labels.shape)
+    _reduce_axes(ctx, labels, axes, bool(ctx.attribute("keepdims", 1)))
 
 
 @rule("ArgMax", "ArgMin")
@@ -60,6 +65,15 @@ def triangle(ctx: Context) -> None:
     labels = ctx.labels(0)
     rank = len(labels.shape)
     ctx.emit(0, ctx.uniform(labels, (rank - 2, rank - 1), "its triangle lies over channels"))
+
+
+def _counts_zeros(ctx: Context) -> bool:
+    """Whether channels that go add nothing, or what they add can be made up for; see `reduced`."""
+    op = ctx.node.op_type
+    if op in SUMS:
+        return True
+    broadcasts = ctx.opset >= _FIRST_BROADCAST or op == "ReduceMean"
+    return op in BEHIND and broadcasts and ctx.state.types.get(ctx.node.input[0]) in _FLOATS
 
 
 def _reduce_axes(ctx: Context, labels: Labels, axes: list[int], keepdims: bool) -> None:
