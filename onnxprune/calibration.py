@@ -13,9 +13,10 @@ import onnx
 from onnxprune.config import CompressConfig
 from onnxprune.errors import DataError
 from onnxprune.evaluate.datasets import Dataset, load_dataset
-from onnxprune.evaluate.metrics import check_labels, distribution, positions_warning, predict
+from onnxprune.evaluate.metrics import check_labels, distribution, predict
 from onnxprune.evaluate.preprocess import Preprocess, preprocess_of
 from onnxprune.evaluate.sampling import calibration_indices
+from onnxprune.evaluate.scores import scores_warnings
 from onnxprune.evaluate.splits import Split
 from onnxprune.graph.structure import IntArray
 from onnxprune.graph.weights import FloatArray
@@ -83,7 +84,7 @@ def open_calibration(model: onnx.ModelProto, config: CompressConfig, progress: P
     if session.provider != algebra_device(session.provider).type:
         warnings.append("the installed torch can't use the GPU: only the models run on it")
     scores = predict(session, samples, progress=progress)
-    warnings += positions_warning(session, samples)
+    warnings += scores_warnings(session, samples)
     labels = samples.labels
     if data.labels is not None:
         check_labels(data.labels, scores.shape[1])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -13,11 +14,11 @@ import onnx
 
 from onnxprune.errors import DataError, ModelError
 from onnxprune.evaluate.datasets import Dataset
+from onnxprune.evaluate.scores import FloatArray, scores_output
 from onnxprune.graph.structure import IntArray
 from onnxprune.profile.session import Session, open_session
 from onnxprune.progress import Progress, SilentProgress
 
-FloatArray = npt.NDArray[np.floating[Any]]
 Runnable = Session | onnx.ModelProto | bytes | str | os.PathLike[str]
 """A session, or a model that `open_session` takes."""
 
@@ -163,16 +164,6 @@ def check_labels(labels: IntArray, classes: int) -> None:
         )
 
 
-def scores_output(session: Session, name: str | None = None) -> str:
-    """The output that holds the class scores: the one named, else the first float one of 2 or more axes."""
-    for spec in session.outputs:
-        if spec.name == name or (name is None and spec.dtype.kind == "f" and len(spec.shape) != 1):
-            return spec.name
-    listed = ", ".join(f"{spec.name} ({spec.describe()})" for spec in session.outputs)
-    what = f"no output '{name}'" if name is not None else "no output of class scores"
-    raise ModelError(f"the model has {what}", hint=f"its outputs: {listed}")
-
-
 def predict(
     model: Runnable,
     dataset: Dataset,
@@ -183,13 +174,12 @@ def predict(
     output: str | None = None,
     progress: Progress | None = None,
 ) -> FloatArray:
-    """Class scores (n, C) of all samples; outputs such as (n, C, 1, 1) are flattened."""
-    session = as_session(model, provider=provider, threads=threads)
-    name = scores_output(session, output)
+    """Class scores (n, C) of all samples, read off the output as `ScoresOutput.of` says."""
+    read = _reader(as_session(model, provider=provider, threads=threads), output)
     parts: list[FloatArray] = []
     with (progress or SilentProgress()).stage("predict", len(dataset)) as running:
         for batch in dataset.batches(batch_size):
-            parts.append(_scores(session, batch.inputs, name))
+            parts.append(read(batch.inputs))
             running.advance(len(batch.inputs))
     if not parts:
         raise _no_samples()
@@ -246,20 +236,19 @@ def evaluate_against(
     Peak memory is that of two batches: only counts are kept. Raises as `evaluate` does, but asks for no
     labels.
     """
-    session = as_session(model, provider=provider, threads=threads)
-    name = scores_output(session, output)
-    reference = None if original is None else as_session(original, provider=provider, threads=threads)
-    reference_name = "" if reference is None else scores_output(reference, output)
+    start = partial(as_session, provider=provider, threads=threads)
+    read = _reader(start(model), output)
+    read_original = None if original is None else _reader(start(original), output)
     counts: list[Metrics] = []
     reference_counts: list[Metrics] = []
     likeness: list[Fidelity] = []
     with (progress or SilentProgress()).stage("evaluate", len(dataset)) as running:
         for batch in dataset.batches(batch_size):
-            scores = _scores(session, batch.inputs, name)
+            scores = read(batch.inputs)
             if batch.labels is not None:
                 counts.append(count_correct(scores, batch.labels))
-            if reference is not None:
-                wanted = _scores(reference, batch.inputs, reference_name)
+            if read_original is not None:
+                wanted = read_original(batch.inputs)
                 likeness.append(compare_scores(scores, wanted))
                 if batch.labels is not None:
                     reference_counts.append(count_correct(wanted, batch.labels))
@@ -302,25 +291,14 @@ def as_session(model: Runnable, *, provider: str = "auto", threads: int | None =
     return open_session(model, provider=provider, threads=threads)
 
 
-def positions_warning(session: Session, dataset: Dataset) -> tuple[str, ...]:
-    """A warning where the class scores have several axes beside the batch's, and are flattened."""
-    name = scores_output(session)
-    shape = session.run_batched(dataset.arrays([0]).inputs)[name].shape[1:]
-    if sum(size > 1 for size in shape) < 2:
-        return ()
-    sizes = " x ".join(map(str, shape))
-    classes = math.prod(shape)
-    return (f"each of the {sizes} scores of output '{name}' is taken as a class: {classes:,} in all",)
+def _reader(session: Session, output: str | None) -> Callable[[npt.NDArray[Any]], FloatArray]:
+    """What gives the class scores (n, C) of inputs (n, ...)."""
+    scores = scores_output(session, output)
 
+    def read(inputs: npt.NDArray[Any]) -> FloatArray:
+        return scores.of(session.run_batched(inputs)[scores.name].reshape(len(inputs), -1))
 
-def _scores(session: Session, inputs: npt.NDArray[Any], name: str) -> FloatArray:
-    scores: FloatArray = session.run_batched(inputs)[name].reshape(len(inputs), -1)
-    if scores.shape[1] < 2:
-        raise ModelError(
-            f"output '{name}' gives one value a sample, not class scores",
-            hint="accuracy and fidelity need a model with at least two classes",
-        )
-    return scores
+    return read
 
 
 def _metrics_sum(parts: list[Metrics]) -> Metrics | None:

@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from onnxprune.errors import ModelError
 from onnxprune.evaluate.datasets import Dataset
-from onnxprune.evaluate.metrics import are_probabilities, check_labels, scores_output
+from onnxprune.evaluate.metrics import are_probabilities, check_labels
+from onnxprune.evaluate.scores import ScoresOutput, scores_output
 from onnxprune.graph.structure import FIXED, Group, Layer, PruningGraph
 from onnxprune.graph.weights import Constants, FloatArray
 from onnxprune.profile.providers import algebra_device
@@ -55,7 +56,7 @@ def collect_importance(
             hint="take another --method",
         )
     network = _network(
-        graph.model, [layer.weight for layer in readers], scores, algebra_device(session.provider)
+        graph.model, [layer.weight for layer in readers], scores.name, algebra_device(session.provider)
     )
     total, batches = np.zeros(graph.unit_count), 0
     with progress.stage("gradients", len(dataset)) as stage:
@@ -63,7 +64,7 @@ def collect_importance(
             count = len(batch.inputs)
             # A model of fixed batch takes whole ones: samples repeat, and count once.
             filled = batch.inputs if session.batch is None else batch.inputs[np.arange(size) % count]
-            logits = _logits(network(torch.from_numpy(filled))[scores][:count])
+            logits = _logits(scores, network(torch.from_numpy(filled))[scores.name][:count])
             labels = logits.argmax(1)
             if batch.labels is not None:
                 check_labels(batch.labels, logits.shape[1])
@@ -85,9 +86,9 @@ def _network(model: onnx.ModelProto, weights: Sequence[str], scores: str, device
         ) from error
 
 
-def _logits(scores: Tensor) -> Tensor:
-    flat = scores.float().flatten(1)
-    return flat.clamp_min(_SMALLEST).log() if are_probabilities(flat.detach().cpu().numpy()) else flat
+def _logits(output: ScoresOutput, values: Tensor) -> Tensor:
+    scores = output.of(values.float())
+    return scores.clamp_min(_SMALLEST).log() if are_probabilities(scores.detach().cpu().numpy()) else scores
 
 
 def _of_units(graph: PruningGraph, readers: Sequence[Layer], network: Executor) -> FloatArray:

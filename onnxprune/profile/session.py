@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -14,6 +14,7 @@ import onnxruntime as ort
 
 from onnxprune.errors import DataError, ModelError, UsageError
 from onnxprune.graph.extract import extract
+from onnxprune.graph.sigmoid import behind_sigmoid
 from onnxprune.profile.providers import (
     Provider,
     algebra_device,
@@ -53,12 +54,20 @@ _DTYPES: Final[dict[str, type[np.generic]]] = {
 class Session:
     """A loaded model that can be run; made by `open_session`.
 
-    ``provider`` is the device it really runs on; ``inputs`` and ``outputs`` are what it takes and gives.
+    ``provider`` is the device it really runs on; ``inputs`` and ``outputs`` are what it takes and gives,
+    ``sigmoids`` the outputs that are behind a Sigmoid.
     """
 
-    def __init__(self, session: ort.InferenceSession, provider: Provider, outputs: Sequence[str]) -> None:
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        provider: Provider,
+        outputs: Sequence[str],
+        sigmoids: Collection[str] = (),
+    ) -> None:
         """Wrap a session that runs on ``provider`` and returns ``outputs``; see `open_session`."""
         self.provider = provider
+        self.sigmoids = frozenset(sigmoids)
         self._session = session
         self.inputs: tuple[TensorSpec, ...] = tuple(_spec(value) for value in session.get_inputs())
         given = {value.name: value for value in session.get_outputs()}
@@ -254,7 +263,7 @@ def open_session(
         # Session.provider says which.
         chosen = "cpu"
         session = _start(proto, options, chosen, exact)
-    return Session(session, chosen, names)
+    return Session(session, chosen, names, behind_sigmoid(proto, names))
 
 
 def _start(

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from onnxprune.errors import DataError, UsageError
 from onnxprune.evaluate.datasets import Batch, Dataset
-from onnxprune.evaluate.metrics import are_probabilities, scores_output
+from onnxprune.evaluate.metrics import are_probabilities
+from onnxprune.evaluate.scores import scores_output
 from onnxprune.profile.providers import algebra_device, choose_provider
 from onnxprune.profile.session import open_session
 from onnxprune.progress import Progress, SilentProgress, Stage
@@ -142,7 +143,7 @@ class Finetuned:
 def check_trainable(model: onnx.ModelProto, provider: str, threads: int | None) -> None:
     """Raise NoGradientError where the executor lacks an op on the way to the scores of ``model``."""
     scores = scores_output(open_session(model, provider=provider, threads=threads))
-    Executor(model, trainable=(), outputs=[scores])
+    Executor(model, trainable=(), outputs=[scores.name])
 
 
 def finetune(
@@ -202,7 +203,7 @@ class _Run:
         scores = scores_output(session)
         self.processes: Processes = join_processes(algebra_device(session.provider))
         self.device = self.processes.device
-        student = Executor(pruned, outputs=[scores, *taps], device=self.device)
+        student = Executor(pruned, outputs=[scores.name, *taps], device=self.device)
         if not student.weights:
             raise UsageError("the model has no weights to fine-tune", hint="use --recover closed-form")
         self.weights = list(student.weights.values())
@@ -218,21 +219,22 @@ class _Run:
                 part
                 for batch in self._judging_batches()
                 for part in workers.over(
-                    len(batch.inputs), partial(_scores, Teacher(session, scores, ()), batch)
+                    len(batch.inputs), partial(_output, Teacher(session, scores, ()), batch)
                 )
             ]
         ).to(self.device)
         # Asking is what shows a batch size of 1 that is baked into the model.
         insisted = session.batch
         teacher = Teacher(
-            start(outputs=[scores, *taps]) if taps else session,
+            start(outputs=[scores.name, *taps]) if taps else session,
             scores,
             joins,
-            are_probabilities(raw.float().cpu().numpy()),
+            are_probabilities(scores.of(raw.float()).cpu().numpy()),
         )
         self.goal = teacher.logits(raw)
         objective = Objective(settings.temperature, settings.joins, settings.labels)
-        half = settings.half and has_bfloat16(self.device)
+        # Just below 1, bfloat16 has no digits for what a Sigmoid gives.
+        half = settings.half and not scores.sigmoid and has_bfloat16(self.device)
         self.learner = Learner(student, teacher, objective, workers, insisted, half)
         share = len(self.training) // self.processes.world
         self.batch_size = min(settings.batch_size, max(SMALLEST_BATCH, share // 8))
@@ -421,9 +423,9 @@ class _Run:
         return float(divergence(logits / soft, self.goal[:PROBE_SAMPLES].double() / soft))
 
 
-def _scores(teacher: Teacher, batch: Batch, share: slice) -> Tensor:
-    """The original's scores, as it gives them, on a share of a batch: (n, C)."""
-    return teacher(batch.inputs[share], torch.device("cpu"))[teacher.scores].flatten(1)
+def _output(teacher: Teacher, batch: Batch, share: slice) -> Tensor:
+    """The original's scores, as it gives them, on a share of a batch: (n, ...)."""
+    return teacher(batch.inputs[share], torch.device("cpu"))[teacher.scores.name]
 
 
 __all__ = ["Check", "FinetuneSettings", "Finetuned", "finetune"]

@@ -9,8 +9,9 @@ from typing import Any
 from onnxprune.config import CompressConfig
 from onnxprune.errors import DataError
 from onnxprune.evaluate.datasets import load_dataset
-from onnxprune.evaluate.metrics import Metrics, evaluate_against, positions_warning, predict
+from onnxprune.evaluate.metrics import Metrics, evaluate_against, predict
 from onnxprune.evaluate.preprocess import preprocess_of
+from onnxprune.evaluate.scores import scores_warnings
 from onnxprune.io.load import LoadedModel, ModelSource, load
 from onnxprune.profile.session import open_session
 from onnxprune.progress import Progress
@@ -61,7 +62,7 @@ def evaluate(
     warnings = list(dataset.warnings)
     if dataset.class_names:
         warnings += dataset.named_otherwise(predict(session, dataset.subset([0])).shape[1])
-    warnings += positions_warning(session, dataset)
+    warnings += scores_warnings(session, dataset)
     if result.metrics is None:
         warnings.append("the data has no labels: only the fidelity to the other model is measured")
     warnings += not_finite_warning("the model", result.metrics)

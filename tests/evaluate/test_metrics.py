@@ -167,7 +167,7 @@ def test_the_first_float_output_or_the_one_named() -> None:
 
 
 def test_models_and_data_that_have_no_accuracy() -> None:
-    with pytest.raises(ModelError, match="one value a sample"):
+    with pytest.raises(DataError, match="label 9 is not among the model's 2 classes"):
         evaluate(classifier(classes=1), dataset(), provider="cpu")
     with pytest.raises(ModelError, match="different shapes"):
         fidelity(classifier(classes=9), classifier(), dataset(None), provider="cpu")

@@ -9,6 +9,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from onnxprune.evaluate.datasets import Batch
+from onnxprune.evaluate.scores import scores_output
 from onnxprune.profile.session import open_session
 from onnxprune.recover.executor import Executor
 from onnxprune.recover.training.distill import Objective, Teacher
@@ -34,7 +35,7 @@ BEHIND_LAYERS = [
 def learner(workers: Workers, *, half: bool = False) -> Learner:
     model = net()
     session = open_session(model, provider="cpu", threads=1)
-    teacher = Teacher(session, session.output_names[0], ())
+    teacher = Teacher(session, scores_output(session), ())
     return Learner(Executor(damaged(model)), teacher, Objective(4.0, 0.0, 0.5), workers, None, half)
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onnxprune.evaluate.scores import ScoresOutput
 from onnxprune.graph.kept import Kept
 from onnxprune.graph.plan import Plan
 from onnxprune.graph.structure import BoolArray, PruningGraph, removed_branches
@@ -42,13 +43,13 @@ class Join:
 
 @dataclass(frozen=True)
 class Teacher:
-    """The original, giving the scores named ``scores`` and its activations at ``joins``.
+    """The original, giving its output ``scores`` and its activations at ``joins``.
 
     ``probabilities`` says that its scores went through a softmax already.
     """
 
     session: Session
-    scores: str
+    scores: ScoresOutput
     joins: tuple[Join, ...]
     probabilities: bool = False
 
@@ -56,10 +57,10 @@ class Teacher:
         """Scores and activations for model-ready ``inputs`` (n, ...)."""
         return {name: value.to(device) for name, value in self.session.run_torch(inputs).items()}
 
-    def logits(self, scores: Tensor) -> Tensor:
-        """Scores as logits (n, C) in single precision."""
-        flat = scores.float().flatten(1)
-        return flat.clamp_min(_SMALLEST).log() if self.probabilities else flat
+    def logits(self, values: Tensor) -> Tensor:
+        """The output's values (n, ...) as logits (n, C) in single precision."""
+        scores = self.scores.of(values.float())
+        return scores.clamp_min(_SMALLEST).log() if self.probabilities else scores
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Objective:
         labels: Tensor | None,
     ) -> Tensor:
         """The mean loss of a batch, from both models' outputs by name and labels (n,)."""
-        logits, goal = teacher.logits(actual[teacher.scores]), teacher.logits(wanted[teacher.scores])
+        logits, goal = (teacher.logits(each[teacher.scores.name]) for each in (actual, wanted))
         loss = divergence(logits / self.temperature, goal / self.temperature) * self.temperature**2
         if self.joins:
             for join in teacher.joins:

@@ -55,7 +55,7 @@ class Learner:
 
         def work(batch: Batch, share: slice) -> Tensor:
             with torch.no_grad():
-                return self._forward(batch.inputs[share])[self.teacher.scores]
+                return self._forward(batch.inputs[share])[self.teacher.scores.name]
 
         parts = [
             part for batch in batches for part in self.workers.over(len(batch.inputs), partial(work, batch))
