@@ -14,6 +14,7 @@ HEADS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
     "p, N x 1": (("Sigmoid",), (1,)),
     "logit, N": (("Reshape",), ()),
     "p, N": (("Sigmoid", "Reshape"), ()),
+    "p, squeezed": (("Sigmoid", "Squeeze"), ()),
     "sigmoids, N x 2": (("Sigmoid",), (2,)),
 }
 """The ops behind the last layer, and the shape of the output for a sample."""

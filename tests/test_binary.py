@@ -14,7 +14,8 @@ import pytest
 from onnxprune_cli.main import run
 from tests.binary import HEADS, images, network, outputs, probabilities
 
-DATA = ("--data", "data.npz", "--eval-data", "judge.npz", "--calibration", "160", "--threads", "1")
+DATA = ("--data", "data.npz", "--eval-data", "judge.npz", "--calibration", "145", "--threads", "1")
+EVERY = ("--calibration", "160")
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_compress_and_evaluate_by_either_kind_of_data(head: str) -> None:
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("head", ["p, N", "sigmoids, N x 2"])
 def test_labels_withheld_are_the_model_s_own_classes(head: str) -> None:
-    bare = ("--data", "data_bare.npz", "--eval-data", "judge_bare.npz", *DATA[4:])
+    bare = ("--data", "data_bare.npz", "--eval-data", "judge_bare.npz", *DATA[6:], *EVERY)
     report = compressed(head, *bare, "--macs", "50%", "--depth-weight", "1")
     _, _, agreement, _ = measured(head)
     assert report["before"]["metrics"]["top1"] == 100.0
@@ -101,14 +102,14 @@ def test_labels_withheld_are_the_model_s_own_classes(head: str) -> None:
     own = np.array([one > 0.5 for _, one in probabilities(head, outputs(network(head), x))])
     assert 0 < (own != labels).sum() < len(labels) / 4
     np.savez("data.npz", x=x, y=own.astype(np.int64))
-    stated = compressed(head, *DATA, "--macs", "50%", "--depth-weight", "1")
+    stated = compressed(head, *DATA, *EVERY, "--macs", "50%", "--depth-weight", "1")
     assert stated["groups"] == report["groups"]
     assert stated["after"]["fidelity"] == report["after"]["fidelity"]
 
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
-    ("head", "batch"), [("p, N x 1", "N"), ("logit, N", 7), ("p, N", 7), ("sigmoids, N x 2", "N")]
+    ("head", "batch"), [("logit, N", 7), ("p, squeezed", 1), ("p, squeezed", "N"), ("sigmoids, N x 2", 7)]
 )
 def test_taylor_and_fine_tuning_learn_from_the_same_two_classes(head: str, batch: int | str) -> None:
     options = (*DATA, "--macs", "40%", "--method", "taylor", "--recover")

@@ -42,7 +42,7 @@ class ScoresOutput:
         They are the values themselves, or their log-odds behind a Sigmoid. A single value z a sample becomes
         -z/2 and z/2, whose softmax is the sigmoid of z.
         """
-        scores: Any = values.reshape(len(values), -1)
+        scores: Any = values.reshape(len(values) if values.ndim else 1, -1)
         library: Any = np
         if not isinstance(values, np.ndarray):
             import torch as library

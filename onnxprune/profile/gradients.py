@@ -64,7 +64,7 @@ def collect_importance(
             count = len(batch.inputs)
             # A model of fixed batch takes whole ones: samples repeat, and count once.
             filled = batch.inputs if session.batch is None else batch.inputs[np.arange(size) % count]
-            logits = _logits(scores, network(torch.from_numpy(filled))[scores.name][:count])
+            logits = _logits(scores, network(torch.from_numpy(filled))[scores.name])[:count]
             labels = logits.argmax(1)
             if batch.labels is not None:
                 check_labels(batch.labels, logits.shape[1])

@@ -150,8 +150,19 @@ class Session:
     ) -> dict[str, _T]:
         if array.ndim == 0 or len(array) == 0:
             raise DataError("no samples to run the model on", hint="give at least one sample")
+        # A Squeeze of all axes takes that of the batch too from one sample alone.
+        alone = self.input.shape[:1] == (1,)
+        squeezed = {spec.name for spec in self.outputs if alone or len(spec.shape) == 1}
+
+        def counted(chunk: Array) -> dict[str, Any]:
+            outputs: dict[str, Any] = run(chunk)
+            return {
+                name: value.reshape(1) if value.ndim == 0 and name in squeezed else value
+                for name, value in outputs.items()
+            }
+
         if self._batch is None:
-            whole = self._try_whole(array, run)
+            whole = self._try_whole(array, counted)
             if whole is not None:
                 return whole
             self._batch = 1
@@ -162,14 +173,14 @@ class Session:
             valid = len(chunk)
             if valid < size:
                 chunk = np.concatenate([chunk, np.repeat(chunk[-1:], size - valid, axis=0)])
-            for name, value in run(chunk).items():
+            for name, value in counted(chunk).items():
                 rows = _rows_per_sample(value, size)
                 if rows is None:
                     raise ModelError(
                         f"output '{name}' has no batch axis: shape {describe_shape(tuple(_shape(value)))}",
                         hint="the first axis of every output must count the samples",
                     )
-                parts[name].append(value[: valid * rows])  # type: ignore[index]  # an array or a tensor
+                parts[name].append(value[: valid * rows])
         return {
             name: values[0] if len(values) == 1 else concatenate(values) for name, values in parts.items()
         }

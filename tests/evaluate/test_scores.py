@@ -53,7 +53,7 @@ def test_figures_are_those_of_a_loop_over_both_classes(head: str, batch: int | s
         divergence += p0 * math.log(p0 / q0) + p1 * math.log(p1 / q1)
     assert 80 < correct < 150 and 80 < agreeing < 150  # or there would be nothing to tell
     baked = network(head, batch=batch)
-    result = evaluate_against(damaged(baked), baked, dataset(baked), batch_size=50, provider="cpu", threads=1)
+    result = evaluate_against(damaged(baked), baked, dataset(baked), batch_size=53, provider="cpu", threads=1)
     assert result.metrics is not None and result.fidelity is not None
     assert (result.metrics.correct_top1, result.metrics.correct_top5) == (correct, None)
     assert result.fidelity.agreeing == agreeing
@@ -122,7 +122,7 @@ def test_what_one_value_is_taken_for_is_said() -> None:
     said = {head: scores_warnings(open_session(network(head)), dataset(network(head))) for head in HEADS}
     for head in ("logit, N x 1", "logit, N"):
         assert said[head] == ("output 'y' gives one value a sample: above 0 is class 1, else class 0",)
-    for head in ("p, N x 1", "p, N"):
+    for head in ("p, N x 1", "p, N", "p, squeezed"):
         assert "above 0.5, behind a Sigmoid, is class 1" in said[head][0]
     assert said["sigmoids, N x 2"] == ()
     with pytest.raises(DataError, match="label 2 is not among the model's 2 classes"):

@@ -55,12 +55,12 @@ class Learner:
 
         def work(batch: Batch, share: slice) -> Tensor:
             with torch.no_grad():
-                return self._forward(batch.inputs[share])[self.teacher.scores.name]
+                return self.teacher.logits(self._forward(batch.inputs[share])[self.teacher.scores.name])
 
         parts = [
             part for batch in batches for part in self.workers.over(len(batch.inputs), partial(work, batch))
         ]
-        return self.teacher.logits(torch.cat(parts)).double()
+        return torch.cat(parts).double()
 
     def _share(self, batch: Batch, share: slice) -> tuple[float, tuple[Tensor | None, ...]]:
         """A share's part of the batch's loss and gradients."""
@@ -83,7 +83,10 @@ class Learner:
             count = len(chunk)
             if count < size:
                 chunk = torch.cat([chunk, chunk[-1:].expand(size - count, *chunk.shape[1:])])
-            parts.append({name: value[:count] for name, value in self.student(chunk).items()})
+            outputs = self.student(chunk)
+            parts.append(
+                {name: (value if value.ndim else value[None])[:count] for name, value in outputs.items()}
+            )
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
