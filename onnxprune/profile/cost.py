@@ -100,17 +100,18 @@ class CostModel:
                 counted.append(tensor.name)
                 sizes = [(tensor.name, axis, int(dim)) for axis, dim in enumerate(tensor.dims)]
                 params.add(readers.get(tensor.name, ""), "", sizes)
-        removals, batch = _Removals.of(graph, counted), stated_batch(graph.model)
-        return cls(graph.unit_count, macs.build(), params.build(), clones, removals, batch)
+        products = macs.build()
+        removals, batch = _Removals.of(graph, counted, products.names), stated_batch(graph.model)
+        return cls(graph.unit_count, products, params.build(), clones, removals, batch)
 
     def macs(self, keep: BoolArray) -> int:
         """Multiply-accumulates at batch 1 when the units in ``keep`` (unit_count,) stay."""
-        return int(self._macs.values(keep).sum()) // self._batch
+        return int(self._macs_values(keep).sum()) // self._batch
 
     def params(self, keep: BoolArray) -> int:
         """Parameters when the units in ``keep`` (unit_count,) stay."""
         values = self._params.values(keep)
-        added = self._removals.apply(values, keep)
+        added = self._removals.from_params(values, keep)
         return int(values.sum()) + added - self._clones.saved(keep)
 
     def marginal_macs(self, keep: BoolArray) -> FloatArray:
@@ -134,46 +135,61 @@ class CostModel:
         """Cost of each node with multiply-accumulates, in graph order, with the parameters that it reads."""
         params: dict[str, int] = {}
         values = self._params.values(keep)
-        self._removals.apply(values, keep)
+        self._removals.from_params(values, keep)
         for reader, value in zip(self._params.names, values, strict=True):
             params[reader] = params.get(reader, 0) + int(value)
         ops = dict(zip(self._macs.names, self._macs.ops, strict=True))
         macs = dict.fromkeys(ops, 0)
-        for name, value in zip(self._macs.names, self._macs.values(keep), strict=True):
+        for name, value in zip(self._macs.names, self._macs_values(keep), strict=True):
             macs[name] += int(value)
         return tuple(
             LayerCost(name, op, macs[name] // self._batch, params.get(name, 0)) for name, op in ops.items()
         )
 
+    def _macs_values(self, keep: BoolArray) -> IntArray:
+        values = self._macs.values(keep)
+        self._removals.from_macs(values, keep)
+        return values
+
 
 @dataclass(frozen=True)
 class _Removals:
-    """What goes with a residual branch besides its units' entries: biases and norms of what it gave.
+    """What goes with a residual branch besides its units' entries: biases, norms, and nodes on other units.
 
-    By the branch's reader, ``products`` are the indices of all its tensors' products, ``channels`` (C,) the
-    units of the constant that the join adds instead.
+    By the branch's reader, ``params`` and ``macs`` are the indices of all its tensors' and nodes' products,
+    ``channels`` (C,) the units of the constant that the join adds instead.
     """
 
     branches: tuple[ResidualBranch, ...]
-    products: Mapping[str, IntArray]
+    params: Mapping[str, IntArray]
+    macs: Mapping[str, IntArray]
     channels: Mapping[str, IntArray]
 
     @classmethod
-    def of(cls, graph: PruningGraph, counted: Sequence[str]) -> _Removals:
-        """Those of ``graph``, where product i is the size of the tensor ``counted[i]``."""
-        place = {name: index for index, name in enumerate(counted)}
-        products, channels = {}, {}
-        for branch in graph.residual_branches:
-            inside = [place[name] for name in branch.tensors if name in place]
-            products[branch.reader] = np.array(sorted(inside), np.int64)
-            channels[branch.reader] = graph.layer(branch.reader).out_units
-        return cls(graph.residual_branches, products, channels)
+    def of(cls, graph: PruningGraph, tensors: Sequence[str], nodes: Sequence[str]) -> _Removals:
+        """Those of ``graph``, where products i are the size of ``tensors[i]`` and MACs of ``nodes[i]``."""
 
-    def apply(self, values: IntArray, keep: BoolArray) -> int:
-        """Set the products of what goes under a mask to 0; returns the entries of the constants instead."""
+        def places(names: Sequence[str], inside: frozenset[str]) -> IntArray:
+            return np.array([index for index, name in enumerate(names) if name in inside], np.int64)
+
+        branches = graph.residual_branches
+        return cls(
+            branches,
+            {branch.reader: places(tensors, branch.tensors) for branch in branches},
+            {branch.reader: places(nodes, branch.nodes) for branch in branches},
+            {branch.reader: graph.layer(branch.reader).out_units for branch in branches},
+        )
+
+    def from_macs(self, values: IntArray, keep: BoolArray) -> None:
+        """Set the MACs of what goes under a mask to 0."""
+        for branch in removed_branches(self.branches, keep):
+            values[self.macs[branch.reader]] = 0
+
+    def from_params(self, values: IntArray, keep: BoolArray) -> int:
+        """Set the sizes of what goes under a mask to 0; returns the entries of the constants instead."""
         added = 0
         for branch in removed_branches(self.branches, keep):
-            values[self.products[branch.reader]] = 0
+            values[self.params[branch.reader]] = 0
             added += int(kept_indices(keep, self.channels[branch.reader]).sum())
         return added
 

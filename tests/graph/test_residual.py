@@ -56,6 +56,11 @@ def inverted(b: Builder, x: str) -> str:
     return b.conv(y, 5, 1)
 
 
+def depthwise_first(b: Builder, x: str) -> str:
+    """Begins with a layer whose channels are the stream's, and stay."""
+    return b.conv(b.relu(b.conv(b.conv(x, 5, 3, groups=5), 8, 1)), 5, 1)
+
+
 def scaled(b: Builder, x: str) -> str:
     """What the branch gives is scaled and shifted before it joins."""
     y = b.conv(b.relu(b.conv(x, 7, 3)), 5, 3)
@@ -78,7 +83,9 @@ def without(graph: PruningGraph, *readers: str) -> Plan:
     return plan
 
 
-@pytest.mark.parametrize("block", (basic, bottleneck, preactivation, inverted, scaled, nested))
+@pytest.mark.parametrize(
+    "block", (basic, bottleneck, preactivation, inverted, depthwise_first, scaled, nested)
+)
 @pytest.mark.parametrize("opset", (8, 13, 21))
 def test_a_branch_goes_as_a_whole(block: Block, opset: int) -> None:
     model = net(block, opset=opset)
