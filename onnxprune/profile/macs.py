@@ -19,7 +19,7 @@ Product = list[tuple[str, int, int]]
 _Shapes = Mapping[str, Sequence[int]]
 _Factors = list[tuple[str, slice]]
 
-_CONTRACTIONS = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")
+_CONTRACTIONS = ("Conv", "ConvTranspose", "DeformConv", "Einsum", "Gemm", "MatMul")
 _RECURRENT = ("GRU", "LSTM", "RNN")
 _ALL, _TOKENS = slice(None), slice(-2, -1)
 
@@ -27,9 +27,9 @@ _ALL, _TOKENS = slice(None), slice(-2, -1)
 def mac_products(node: onnx.NodeProto, shapes: _Shapes) -> list[Product]:
     """Products whose sum is the number of the node's multiply-accumulates; none where it has none.
 
-    Conv: every output entry sums over the weight's other axes (C_in / group, kernel). ConvTranspose:
-    every input entry meets the weight's other axes. Gemm, MatMul: every output entry sums over K,
-    Einsum: over all letters that are not in its result. GRU, LSTM, RNN: every row of every step meets
+    Conv, DeformConv: every output entry sums over the weight's other axes (C_in / group, kernel).
+    ConvTranspose: every input entry meets the weight's other axes. Gemm, MatMul: every output entry sums
+    over K, Einsum: over all letters that are not in its result. GRU, LSTM, RNN: every row of every step meets
     both weights of each direction. Attention: every entry of the query meets every key, every entry of
     the output every value, those of a cache included; masks save nothing.
 
@@ -91,7 +91,7 @@ def _contraction(node: onnx.NodeProto, shapes: _Shapes) -> Product | None:
     if not all(name in shapes for name in (first, second, output)):
         return None
     match contraction(node):
-        case "Conv":
+        case "Conv" | "DeformConv":
             return _sized([(output, _ALL), (second, slice(1, None))], shapes)
         case "ConvTranspose":
             return _sized([(first, _ALL), (second, slice(1, None))], shapes)

@@ -50,6 +50,13 @@ def test_recurrent_layers(op: str, directions: int, layout: int) -> None:
     assert layer.params == directions * rows * (INPUTS + HIDDEN)
 
 
+def test_a_deformable_convolution_costs_what_a_plain_one_does() -> None:
+    b = Builder(opset=19)
+    x, offsets = b.input((1, 4, 6, 6)), b.input((1, 18, 6, 6), "offsets")
+    y = b.shaped(b.node("DeformConv", [x, b.weight(8, 2, 3, 3), offsets], group=2, pads=[1] * 4), 1, 8, 6, 6)
+    assert count(b.model(b.relu(y))).macs == 8 * 6 * 6 * 2 * 3 * 3
+
+
 def attention(kind: str, heads: int = 4, shared: int = 4) -> onnx.ModelProto:
     """7 queries and 5 keys of 4 heads, 3 wide, with values 2 wide; ``kind`` says what computes them."""
     b = Builder(opset=23)
