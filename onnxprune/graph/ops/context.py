@@ -165,6 +165,18 @@ class Context:
             )
         return Labels(labels.shape, compact(self.atoms.find(core)))
 
+    def spread(self, labels: Labels, shape: Sequence[int]) -> Labels:
+        """The labels of a tensor that is broadcast to ``shape``: copies share their source's.
+
+        Of what has no channels, copies along one axis may be fewer: they go with channels that they meet.
+        """
+        lead = len(shape) - len(labels.shape)
+        core = labels.core.reshape((1,) * lead + labels.core.shape)
+        widened = [axis for axis, size in enumerate((1,) * lead + labels.shape) if size < shape[axis]]
+        if len(widened) == 1 and bool((core == DATA).all()):
+            return Labels.along(shape, widened[0], self.atoms.fresh(shape[widened[0]], removable=False))
+        return Labels(tuple(shape), core)
+
     def channels(self, labels: Labels, axis: int, why: str) -> IntArray:
         """The label of each index of ``axis`` (dim,), after making all other axes uniform."""
         core = self.uniform(labels, other_axes(len(labels.shape), [axis]), why).core

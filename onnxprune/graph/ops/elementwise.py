@@ -129,8 +129,7 @@ def combine(ctx: Context, indices: Sequence[int], start: Labels | None = None) -
     result = moving[0]
     for labels in moving[1:]:
         result = meet(ctx, result, labels)
-    core = result.core.reshape((1,) * (len(shape) - len(result.shape)) + result.core.shape)
-    result = Labels(shape, core)
+    result = ctx.spread(result, shape)
     for index in constant:
         ctx.bind_broadcast(index, result)
     return result

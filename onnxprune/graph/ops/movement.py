@@ -185,9 +185,7 @@ def _pad_axis(
 
 @rule("Expand")
 def expand(ctx: Context) -> None:
-    """Copies along a new or widened axis share their source's label."""
+    """Copies along a new or widened axis share their source's label; see `Context.spread`."""
     if not ctx.is_constant(1):
         raise NoRule("its target shape is computed")
-    labels, shape = ctx.labels(0), ctx.out_shape()
-    lead = (1,) * (len(shape) - len(labels.shape))
-    ctx.emit(0, Labels(shape, labels.core.reshape(lead + labels.core.shape)))
+    ctx.emit(0, ctx.spread(ctx.labels(0), ctx.out_shape()))

@@ -161,6 +161,39 @@ def test_expand_and_tile() -> None:
     assert np.array_equal(units_at(graph, tiled), np.tile(units_at(graph, x), 2))
 
 
+def test_copies_of_what_has_no_channels_go_with_those_that_they_meet() -> None:
+    """A vector divided by its length, as PyTorch writes it."""
+    b, x = start(6)
+    flat = b.shaped(b.node("Flatten", [b.global_pool(x)]), 1, 6)
+    length = b.like("Max", b.reduce("ReduceL2", flat, 1), b.constant(np.float32(1e-3)))
+    wide = b.shaped(b.node("Expand", [length, b.ints([1, 6])]), 1, 6)
+    graph = exact(b.model(b.matmul(b.like("Div", flat, wide), 3)), plans=4)
+    assert graph.unit_count == 6 and np.array_equal(units_at(graph, wide), units_at(graph, flat))
+
+
+def test_a_constant_that_widens_what_has_no_channels_goes_with_those_that_both_meet() -> None:
+    """A normalisation as Keras writes it: one factor of scale and deviation, one term of shift and mean."""
+    b, x = start(6)
+    mean = b.reduce("ReduceMean", x, 1)
+    square = b.reduce("ReduceMean", b.like("Mul", x, x), 1)
+    inverse = b.like("Reciprocal", b.like("Sqrt", b.like("Add", square, b.constant(np.float32(0.1)))))
+    factor = b.shaped(b.node("Mul", [inverse, b.weight(1, 6, 1, 1)]), 1, 6, 6, 6)
+    less = b.like("Mul", factor, mean)
+    term = b.like("Sub", less, b.weight(1, 6, 1, 1))
+    graph = exact(finish(b, b.like("Sub", b.like("Mul", x, factor), term)), plans=4)
+    assert graph.unit_count == 6 and np.array_equal(units_at(graph, term), units_at(graph, x))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 6, 6), (1, 4, 6, 6)])
+def test_copies_that_channels_do_not_lie_along(shape: tuple[int, ...]) -> None:
+    """A mask of positions leaves the channels that it is spread over free; one of their own size is data."""
+    b, x = start(4)
+    mask = b.reduce("ReduceMean", b.input((1, 1, 6, 6), "mask"), 2)
+    wide = b.shaped(b.node("Expand", [mask, b.ints(list(shape))]), *shape)
+    graph = exact(finish(b, b.like("Add", x, wide)))
+    assert graph.unit_count == (4 if shape[1] == 1 else 0)
+
+
 def test_squeeze_and_unsqueeze() -> None:
     b, x = start(4, size=3)
     squeezed = b.shaped(b.node("Squeeze", [b.global_pool(x), b.ints([2, 3])]), 1, 4)
