@@ -26,9 +26,11 @@ def reduce(ctx: Context) -> None:
         raise NoRule("its axes are computed")
     rank = len(labels.shape)
     axes = reduced_axes(ctx.node, rank, ctx.value(1))
-    if labels.varying and set(labels.varying) <= set(axes) and _counts_zeros(ctx):
+    normalises = rank - 1 in axes and _is_taken_off(ctx)
+    if not normalises and labels.varying and set(labels.varying) <= set(axes) and _counts_zeros(ctx):
         labels = Labels.data(labels.shape)
-    _reduce_axes(ctx, labels, axes, bool(ctx.attribute("keepdims", 1)))
+    why = "it normalises over channels" if normalises else _WHY
+    _reduce_axes(ctx, labels, axes, bool(ctx.attribute("keepdims", 1)), why)
 
 
 @rule("ArgMax", "ArgMin")
@@ -76,8 +78,20 @@ def _counts_zeros(ctx: Context) -> bool:
     return op in BEHIND and broadcasts and ctx.state.types.get(ctx.node.input[0]) in _FLOATS
 
 
-def _reduce_axes(ctx: Context, labels: Labels, axes: list[int], keepdims: bool) -> None:
-    core = ctx.uniform(labels, axes, _WHY).core
+def _is_taken_off(ctx: Context) -> bool:
+    """Whether it is a mean that is taken off what it is the mean of: a LayerNormalization in its parts.
+
+    Runtimes make one op of these over the last axis, but not with a factor in between.
+    """
+    source, mean = ctx.node.input[0], ctx.node.output[0]
+    readers = ctx.state.readers.get(mean, ())
+    return ctx.node.op_type == "ReduceMean" and any(
+        node.op_type == "Sub" and list(node.input) == [source, mean] for node in readers
+    )
+
+
+def _reduce_axes(ctx: Context, labels: Labels, axes: list[int], keepdims: bool, why: str = _WHY) -> None:
+    core = ctx.uniform(labels, axes, why).core
     if not keepdims:
         core = core.reshape([size for axis, size in enumerate(core.shape) if axis not in axes])
     ctx.emit(0, Labels(ctx.out_shape(), core))
