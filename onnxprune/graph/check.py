@@ -33,8 +33,12 @@ Array = npt.NDArray[Any]
 TOLERANCE = 1e-5
 """Largest relative error of a right result in single precision; the noise seen is near 5e-7."""
 
+_NOISE = (4.0, 1e-3)
+"""How many times its own noise of rounding a model may be off, and how much at most."""
+
 _HALF_TOLERANCE = 2e-2  # half precision rounds to 1e-3, and sums of pruned channels round in another order
 _HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_CANT_RUN = "onnxruntime can't run the original model"
 _FATAL = 4
 
 
@@ -84,8 +88,9 @@ def verify(
     Returns the largest relative error ``max|a - b| / max(1e-6, max|a|)`` over the outputs.
     Activations are left unquantized in both, since a rounding error at the edge between two levels
     would become a whole level. ``input_shapes`` replaces shapes at batch 1 by name; ``tolerance`` is
-    1e-5, more in half precision. VerificationError above it; ModelError if onnxruntime can't run the
-    original.
+    1e-5, more in half precision. VerificationError above it, and above four times what onnxruntime's own
+    optimisations change in the masked original: deep networks can make more of their rounding errors.
+    ModelError if onnxruntime can't run the original.
     """
     random = next((node for node in all_nodes(graph.model) if _is_random(graph.model, node)), None)
     if random is not None:
@@ -96,25 +101,34 @@ def verify(
     if tolerance is None:
         half = any(tensor.data_type in _HALF for tensor in graph.model.graph.initializer)
         tolerance = _HALF_TOLERANCE if half else TOLERANCE
-    original = _session(
-        without_rounding(masked(graph, plan)), ModelError, "onnxruntime can't run the original model"
-    )
+    silenced = without_rounding(masked(graph, plan))
+    original = _session(silenced, ModelError, _CANT_RUN)
     small = _session(without_rounding(pruned), VerificationError, "onnxruntime can't run the pruned model")
     generator = np.random.default_rng(seed)
     worst = 0.0
     for _ in range(samples):
         feed = _random_inputs(graph.model, graph.shapes, input_shapes or {}, generator)
-        wanted = _run(original, feed, ModelError, "onnxruntime can't run the original model")
+        wanted = _run(original, feed, ModelError, _CANT_RUN)
         found = _run(small, feed, VerificationError, "onnxruntime can't run the pruned model")
-        for value, a, b in zip(graph.model.graph.output, wanted, found, strict=True):
-            error = relative_error(a, b)
+        errors = [relative_error(a, b) for a, b in zip(wanted, found, strict=True)]
+        worst = max(worst, *errors)
+        if not worst <= tolerance:
+            tolerance = max(tolerance, _noise(silenced, feed, wanted))
+        for value, error in zip(graph.model.graph.output, errors, strict=True):
             if not error <= tolerance:
                 raise VerificationError(
                     f"output {value.name!r} of the pruned model is off by {error:.1e}, over {tolerance:.0e}",
                     hint="this is a bug of ours; please report the model's structure",
                 )
-            worst = max(worst, error)
     return worst
+
+
+def _noise(silenced: onnx.ModelProto, feed: Mapping[str, Array], wanted: list[Array]) -> float:
+    """What another order of the same sums may change: some times what onnxruntime's optimisations do."""
+    changed = _run(_session(silenced, ModelError, _CANT_RUN, optimised=True), feed, ModelError, _CANT_RUN)
+    noise = max(relative_error(a, b) for a, b in zip(wanted, changed, strict=True))
+    times, most = _NOISE
+    return min(times * noise, most) if np.isfinite(noise) else 0.0
 
 
 def relative_error(wanted: Array, found: Array) -> float:
@@ -196,12 +210,14 @@ def _is_random(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
     return training is None or bool(numpy_helper.to_array(training).any())
 
 
-def _session(model: onnx.ModelProto, kind: type[OnnxPruneError], message: str) -> ort.InferenceSession:
+def _session(
+    model: onnx.ModelProto, kind: type[OnnxPruneError], message: str, *, optimised: bool = False
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    # Fusions differ between the two models, and would raise the floor of rounding errors.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not optimised:  # fusions differ between the two models, and would raise the floor of rounding errors
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         if weight_bytes(model.graph.initializer) > INLINE_LIMIT:
             with tempfile.TemporaryDirectory() as folder:

@@ -102,6 +102,26 @@ def test_a_wrong_model_is_caught(
     assert caught.value.exit_code == 1
 
 
+def test_a_model_that_makes_much_of_rounding_errors_may_be_off_by_some() -> None:
+    """Sines of great numbers; onnxruntime's own optimisations fold the normalisation into the layer."""
+    b = Builder()
+    x = b.relu(b.batch_norm(b.conv(b.input((1, 3, 6, 6)), 8, 3)))
+    wide = b.like("Mul", b.batch_norm(b.conv(x, 4, 3)), b.constant(np.float32(1e3)))
+    graph = analyze_graph(b.model(b.like("Sin", wide)))
+    half = Plan(np.arange(graph.unit_count) % 2 > 0)
+
+    def error(factor: float) -> float:
+        pruned = rewrite(graph, half)
+        weight = next(t for t in pruned.graph.initializer if t.name == graph.layers[-1].weight)
+        off = (numpy_helper.to_array(weight) * np.float64(factor)).astype(np.float32)
+        weight.CopyFrom(numpy_helper.from_array(off, weight.name))
+        return verify(graph, half, pruned)
+
+    assert 1e-5 < error(1 + 2**-23) < 1e-3
+    with pytest.raises(VerificationError, match="is off by"):
+        error(1 + 1e-5)
+
+
 def test_a_model_pruned_by_another_plan_is_caught(graph: PruningGraph, plan: Plan) -> None:
     other = Plan(plan.keep.copy())
     units = graph.groups[0].units
